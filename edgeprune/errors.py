@@ -1,0 +1,69 @@
+"""Errors that a user can act on.
+
+::
+
+    EdgepruneError            exit 1: one paragraph, no traceback
+    ├── NameUnknown           a word that names nothing (with the nearest that does)
+    ├── RecipeError           a recipe or edgeprune.yaml that does not validate
+    ├── TargetError           a target file that does not validate, or a target that cannot do what is asked
+    ├── ModelError            a model that is missing, corrupt, or of a kind that cannot be taken
+    │   └── UntrustedModel    a model whose loading would run code; needs --trust
+    ├── DataError             data that is missing, corrupt, empty, or does not fit the model
+    ├── RunFolderError        a run folder that is another run's, unwritable, or damaged
+    ├── ConversionError       the converter refused, crashed, or gave something else than asked
+    ├── ArtefactError         a .tflite that cannot be read, or does not hold what it must
+    ├── DeviceError           a board, an emulator or a runtime that did not do what was asked
+    └── MissingDependency     something to install, with the command that installs it
+
+Every message says what was given, what was expected, and how to fix it.
+"""
+
+from __future__ import annotations
+
+
+class EdgepruneError(Exception):
+    """The root: ``edgeprune`` prints its text and exits with 1."""
+
+
+class NameUnknown(EdgepruneError):
+    """A word that names no member of its family."""
+
+
+class RecipeError(EdgepruneError):
+    """A recipe or project file that does not validate."""
+
+
+class TargetError(EdgepruneError):
+    """A target that does not validate or cannot do what is asked."""
+
+
+class ModelError(EdgepruneError):
+    """A model that is missing, corrupt, or of a kind that cannot be taken."""
+
+
+class UntrustedModel(ModelError):
+    """A model whose loading would run code of its author's."""
+
+
+class DataError(EdgepruneError):
+    """Data that is missing, corrupt, empty, or does not fit the model."""
+
+
+class RunFolderError(EdgepruneError):
+    """A run folder that is another run's, unwritable, or damaged."""
+
+
+class ConversionError(EdgepruneError):
+    """The converter refused, crashed, or gave something else than was asked."""
+
+
+class ArtefactError(EdgepruneError):
+    """A ``.tflite`` file that cannot be read or does not hold what it must."""
+
+
+class DeviceError(EdgepruneError):
+    """A board, an emulator or a runtime that did not do what was asked."""
+
+
+class MissingDependency(EdgepruneError):
+    """Something that is not installed; the message holds the command that installs it."""

@@ -1,0 +1,371 @@
+"""``build``: from a model, data and a target to a run folder; the one function behind the command line and notebooks."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import edgeprune
+from edgeprune import data as datasets
+from edgeprune import files, metrics, pipeline, progress, recipe, registry, report, report_html, yaml_files
+from edgeprune import target as targets
+from edgeprune.errors import DataError, ModelError, RunFolderError
+
+DEMO_MODEL = "digits-resnet"
+DEFAULT_TARGET = "rpi4"
+RUN_FILE = "run.json"
+RECIPE_FILE = "recipe.yaml"
+MODEL_FILE = "input/model.keras"
+OWN = ("stages", "input", "model.tflite", "model.keras", "report.json", "report.html", RECIPE_FILE, RUN_FILE, ".lock")
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished build.
+
+    Attributes:
+        folder: the run folder.
+        report: what report.json holds.
+        missed: names of the budgets that the model does not keep; empty when all are met.
+    """
+
+    folder: Path
+    report: dict[str, Any]
+    missed: tuple[str, ...]
+
+    @property
+    def tflite(self) -> Path:
+        """The int8 model."""
+        return self.folder / "model.tflite"
+
+    def _repr_html_(self) -> str:
+        return report_html.notebook_html(self.report)
+
+
+class _Words(NamedTuple):
+    """What decides a build, as plain words; written to run.json, so that a resumed build starts from the same ones."""
+
+    model: str
+    data: str | None
+    target: str
+    trained: bool
+    digest: str
+    created: str
+    command: str | None
+
+
+def build(
+    model: Any = None,
+    data: Any = None,
+    *,
+    target: str | None = None,
+    recipe: str | Path | Mapping[str, Any] | None = None,
+    out: str | Path | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    max_drop: float | None = None,
+    max_size_kib: float | None = None,
+    max_latency_ms: float | None = None,
+    board: str | None = None,
+    resume: bool = False,
+    force: bool = False,
+    trust: bool = False,
+    progress: progress.Progress | None = None,
+    command: str | None = None,
+) -> Result:
+    """Make the smallest int8 TFLite model of a Keras model that keeps its accuracy, and prove it on the target.
+
+    >>> import edgeprune
+    >>> result = edgeprune.build(model, (x, y), target="rpi4", overrides={"stages.prune.final": 0.6})  # doctest: +SKIP
+
+    Args:
+        model: a live tf_keras model, the path of a ``.keras`` or ``.h5`` file, ``module:function``, or a name of
+            ``edgeprune list models``; None: the demo. It is never changed.
+        data: arrays, ``tf.data``, a path, ``keras:name`` ... (see ``edgeprune.data.load``); None: the built-in model's own.
+        target: a name of ``edgeprune list targets`` or the path of a target's ``.yaml``; None: ``rpi4``.
+        recipe: a name of ``edgeprune list recipes``, a path, or a mapping with the same keys; None: ``poly50``.
+        out: the run folder; None: ``runs/MODEL-TARGET-RECIPE`` in the current folder.
+        overrides: dotted path in the recipe -> value.
+        max_drop: largest loss of the metric against the float model, in the metric's own unit.
+        max_size_kib: largest size of the .tflite file, KiB.
+        max_latency_ms: largest latency on the target, ms.
+        board: ``user@host`` of a real board.
+        resume: go on with the interrupted build in ``out``: its own model, data source, target and recipe. Live data has
+            to be given again.
+        force: replace a run that is already in ``out``.
+        trust: load a model even though that runs code of its author's.
+        progress: who is told; None: the terminal or the notebook.
+        command: how the user called, for the report.
+
+    Returns:
+        The result; the same is in ``out``/report.json.
+
+    Raises:
+        EdgepruneError: what went wrong, what was expected, and how to mend it.
+    """
+    shown = progress or _progress()
+    budget = {"max_drop": max_drop, "max_size_kib": max_size_kib, "max_latency_ms": max_latency_ms}
+    changes = {**(overrides or {}), **{f"budget.{name}": value for name, value in budget.items() if value is not None}}
+    try:
+        if resume:
+            run = _resumed(_folder_to_resume(out), data, target, recipe, changes, board, trust, shown)
+        else:
+            run = _fresh(
+                model,
+                data,
+                target or DEFAULT_TARGET,
+                _recipe(recipe, changes),
+                out,
+                board,
+                force,
+                trust,
+                shown,
+                command,
+            )
+        pipeline.run(run, {"model": MODEL_FILE})
+    finally:
+        if progress is None:
+            shown.close()
+    made = (
+        report.load(run.folder) if (run.folder / report.JSON_NAME).exists() else {}
+    )  # a recipe may stop before its report
+    missed = tuple(name for name, limit in made.get("budget", {}).items() if limit["met"] is False)
+    return Result(run.folder, made, missed)
+
+
+def _progress() -> progress.Progress:
+    return progress.choose()
+
+
+def _recipe(source: str | Path | Mapping[str, Any] | None, changes: Mapping[str, Any]) -> recipe.Recipe:
+    return recipe.load(recipe.DEFAULT if source is None else source, changes)
+
+
+def _fresh(
+    model: Any,
+    data: Any,
+    target: str,
+    chosen: recipe.Recipe,
+    out: str | Path | None,
+    board: str | None,
+    force: bool,
+    trust: bool,
+    shown: progress.Progress,
+    command: str | None,
+) -> pipeline.Run:
+    """Check everything that was given, then make the run folder; nothing is written before all of it is right."""
+    facts = targets.load(registry.file("targets", target))
+    word, home = _model_word(model)
+    folder = Path(out) if out else Path("runs") / f"{Path(word).stem}-{facts.name}-{chosen.name}"
+    _check_free(folder, force)
+    if data is None and home is None:
+        raise DataError(
+            "A model needs data to be pruned and judged on. Give it: --data FILE.npz (or data=(x, y) in Python)."
+        )
+    samples = datasets.load(home if data is None else data, chosen.file.data, chosen.seed, shown)
+    metric = metrics.choose(samples.task, chosen.file.metric)
+    live, trained = _load_model(model, word, trust, chosen.seed)
+    samples = _fitting(samples, live)
+    source = home if data is None else data
+    words = _Words(
+        model=word,
+        data=source if isinstance(source, str) else str(source) if isinstance(source, Path) else None,
+        target=target,
+        trained=trained,
+        digest=_digest(live),
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        command=command,
+    )
+    _open_folder(folder, words, chosen, live)
+    return _run(folder, words, chosen, facts, samples, metric, board, trust, shown)
+
+
+def _resumed(
+    folder: Path,
+    data: Any,
+    target: str | None,
+    source: Any,
+    changes: Mapping[str, Any],
+    board: str | None,
+    trust: bool,
+    shown: progress.Progress,
+) -> pipeline.Run:
+    """The run that a folder holds, from its own words."""
+    words = _stored(folder)
+    kept = recipe.parse(yaml_files.read(folder / RECIPE_FILE, RunFolderError), str(folder / RECIPE_FILE))
+    if (source is not None or changes) and _recipe(source or kept.resolved(), changes).resolved() != kept.resolved():
+        raise RunFolderError(
+            f"{folder} was started with another recipe than the one given now. Resume it without --recipe, --set and budgets "
+            f"(its own are in {folder / RECIPE_FILE}), or start anew with --force."
+        )
+    if target is not None and target != words.target:
+        raise RunFolderError(
+            f"{folder} was started for the target '{words.target}', not '{target}'. Resume it without --target, or choose another --out."
+        )
+    origin = words.data if data is None else data
+    if origin is None:
+        raise DataError(
+            f"{folder} was built from live data, which is not stored. Give the same data again: build(data=..., resume=True)."
+        )
+    samples = datasets.load(origin, kept.file.data, kept.seed, shown)
+    from edgeprune.keras import intake
+
+    samples = _fitting(samples, intake.load_own(folder / MODEL_FILE))
+    facts = targets.load(registry.file("targets", words.target))
+    return _run(
+        folder, words, kept, facts, samples, metrics.choose(samples.task, kept.file.metric), board, trust, shown
+    )
+
+
+def _run(
+    folder: Path,
+    words: _Words,
+    chosen: recipe.Recipe,
+    facts: targets.Target,
+    samples: datasets.Data,
+    metric: metrics.Metric,
+    board: str | None,
+    trust: bool,
+    shown: progress.Progress,
+) -> pipeline.Run:
+    inputs = {**words._asdict(), "fingerprint": samples.fingerprint, "metric": metric.name}
+    keyed = ("digest", "fingerprint", "trained", "target", "metric")
+    return pipeline.Run(
+        folder=folder.resolve(),
+        recipe=chosen,
+        target=facts,
+        data=samples,
+        metric=metric,
+        progress=shown,
+        inputs={name: inputs[name] for name in keyed},
+        about=inputs,
+        connection=targets.connection(facts, board),
+        trust=trust,
+    )
+
+
+def _model_word(model: Any) -> tuple[str, str | None]:
+    """How the model is called, and the data that comes with it when it is one of ours."""
+    if model is None:
+        model = DEMO_MODEL
+    if not isinstance(model, (str, Path)):
+        return str(getattr(model, "name", type(model).__name__)), None
+    word = str(model)
+    if word in registry.names("models"):
+        return word, registry.module("models", word).DATA
+    return word, None
+
+
+def _load_model(model: Any, word: str, trust: bool, seed: int) -> tuple[Any, bool]:
+    """A copy of the user's model, and whether its weights are trained: those of a file and of a live model are."""
+    from edgeprune.keras import intake, keras
+
+    if model is not None and not isinstance(model, (str, Path)):
+        return intake.take(model), True
+    path = Path(word)
+    if path.exists() or path.suffix in intake.SUFFIXES:
+        return intake.load(path, trust), True
+    keras.utils.set_random_seed(seed)
+    if ":" in word:
+        return intake.from_python(word), False
+    if word in registry.names("models") or ("." in word and "/" not in word):
+        return intake.take(registry.module("models", word).build(), word), False
+    known = registry.names("models")
+    raise ModelError(
+        f"There is no model file '{word}', and no built-in model of that name.{registry.suggestion(word, known)} Built in: "
+        f"{', '.join(known)}. "
+        "Give the path of a .keras or .h5 file, or module:function."
+    )
+
+
+def _fitting(samples: datasets.Data, model: Any) -> datasets.Data:
+    """The data as the model takes it."""
+    if len(model.inputs) != 1 or len(model.outputs) != 1:
+        raise ModelError(
+            f"The model '{model.name}' has {len(model.inputs)} inputs and {len(model.outputs)} outputs; models with one of "
+            "each are taken."
+        )
+    return datasets.check_fits(samples, tuple(model.inputs[0].shape[1:]), tuple(model.outputs[0].shape[1:]))
+
+
+def _digest(model: Any) -> str:
+    """sha256 of architecture and weights."""
+    digest = hashlib.sha256(model.to_json().encode())
+    for weight in model.get_weights():
+        digest.update(weight.tobytes())
+    return digest.hexdigest()
+
+
+def _check_free(folder: Path, force: bool) -> None:
+    """A run folder is never shared with another run, nor with anything that is not ours."""
+    if folder.exists() and not folder.is_dir():
+        raise RunFolderError(f"{folder} is a file. Choose another folder with --out.")
+    if force or not folder.exists() or not any(folder.iterdir()):
+        return
+    if (folder / RUN_FILE).exists():
+        raise RunFolderError(
+            f"{folder} holds another run. Go on with it: --resume. Replace it: --force. Keep it: choose another folder with --out."
+        )
+    raise RunFolderError(
+        f"{folder} is not empty and holds no run of edgeprune. Choose another folder with --out, or use it all the same: --force."
+    )
+
+
+def _open_folder(folder: Path, words: _Words, chosen: recipe.Recipe, live: Any) -> None:
+    """Make the run folder: what an earlier run left is removed, run.json comes last."""
+    from edgeprune.keras import intake
+
+    with files.writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with pipeline.lock(folder):
+            for name in OWN[:-1]:
+                path = folder / name
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink(missing_ok=True)
+            files.sweep(folder)
+            (folder / MODEL_FILE).parent.mkdir()
+            intake.save(live, folder / MODEL_FILE)
+            files.write_text_atomic(folder / RECIPE_FILE, yaml_files.dump(chosen.resolved()))
+            files.write_text_atomic(
+                folder / RUN_FILE, json.dumps({"edgeprune": edgeprune.__version__, **words._asdict()}, indent=1)
+            )
+
+
+def _folder_to_resume(out: str | Path | None) -> Path:
+    """The run folder that is meant: the one given, else the only one in ``runs/`` that is not finished."""
+    if out is not None:
+        return Path(out)
+    unfinished = [
+        path.parent
+        for path in sorted(Path("runs").glob(f"*/{RUN_FILE}"))
+        if not (path.parent / report.JSON_NAME).exists()
+    ]
+    if len(unfinished) != 1:
+        found = ", ".join(map(str, unfinished)) or "none"
+        raise RunFolderError(f"Which run to resume? Give its folder with --out. Unfinished in runs/: {found}.")
+    return unfinished[0]
+
+
+def _stored(folder: Path) -> _Words:
+    """The words in run.json."""
+    path = folder / RUN_FILE
+    if not path.is_file():
+        raise RunFolderError(f"{folder} holds no run to resume (there is no {RUN_FILE}). Start one without --resume.")
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        version = stored.pop("edgeprune")
+        words = _Words(**stored)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise RunFolderError(f"{path} is damaged: {error}. Start anew with --force.") from error
+    if version != edgeprune.__version__:
+        raise RunFolderError(
+            f"{folder} was started by edgeprune {version}; this is {edgeprune.__version__}. Start anew with --force."
+        )
+    return words

@@ -1,0 +1,53 @@
+"""The one place that decides which Keras: tf_keras (Keras 2), which is what TFMOT builds on.
+
+Import ``tf`` and ``keras`` from here, never from elsewhere. ``TF_USE_LEGACY_KERAS`` is set before TensorFlow is first
+imported, so that ``tf.keras`` and TFMOT's Keras are the same module; where the user's notebook has imported TensorFlow
+with Keras 3 already, TFMOT itself falls back to tf_keras, so the two still agree.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+os.environ["TF_USE_LEGACY_KERAS"] = "1"
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+
+@contextmanager
+def quiet_start() -> Iterator[None]:
+    """Keep what TensorFlow's C++ side prints while it is loaded (which CPU features, which GPU is missing) off stderr.
+
+    It writes past Python and before its own log level is read, so the file descriptor itself is turned away.
+    """
+    sys.stderr.flush()
+    saved, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(null)
+
+
+try:
+    with quiet_start(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import tensorflow as tf
+        import tensorflow_model_optimization as tfmot
+        import tf_keras as keras
+except ModuleNotFoundError as error:
+    from edgeprune.errors import MissingDependency
+
+    raise MissingDependency(
+        f"Building needs the Python package '{error.name}', which is not installed. "
+        'Install it: pip install "edgeprune[host]" (`edgeprune doctor` shows what is missing).'
+    ) from error
+
+tf.get_logger().setLevel("ERROR")
+
+__all__ = ["keras", "tf", "tfmot"]

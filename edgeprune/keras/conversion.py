@@ -1,0 +1,361 @@
+"""A SavedModel -> a .tflite file, in a child process, looked at before anybody trusts it.
+
+The converter crashes on some models, hangs on others, and gives float where int8 was asked for without a word. Here
+each of these is a `ConversionError` that says what happened and where the converter's own log lies.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import json
+import os
+import re
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Literal
+
+import numpy as np
+
+from edgeprune import files, tflite
+from edgeprune.errors import ConversionError, RunFolderError
+from edgeprune.keras.export import LAYERS_FILE
+
+WORKER = "edgeprune.keras.conversion_worker"
+Representative = np.ndarray | Path | Mapping[str, np.ndarray]
+Io = Literal["int8", "float32"]
+
+_ENVIRONMENT = {
+    "PYTHONHASHSEED": "0",  # equal weights give equal bytes
+    "PYTHONSAFEPATH": "1",  # a tensorflow.py in the user's folder is not TensorFlow
+    "CUDA_VISIBLE_DEVICES": "-1",  # converting is work for the processor; the card stays with the training
+    "TF_CPP_MIN_LOG_LEVEL": "1",
+}
+_LAST_LINES = 5  # of the log, in a message
+_CHATTER = re.compile(
+    r"[IW]\d{4} |WARNING: All log messages|Extension modules:|\s*$"
+)  # what TensorFlow says at every start
+_PROBLEM = re.compile(r"'tfl?\.[\w.]+' op [^\n]*")
+_LAYER = re.compile(r'"(?:[^"/]+/)*([^"/]+)/[^"/]+@__inference')
+
+
+class Converter:
+    """A converter process, started at once so that it loads TensorFlow while its first model is still being prepared.
+
+    >>> with Converter(workspace / "converter.log") as converter:                   # doctest: +SKIP
+    ...     converter.convert(folder, workspace / "model.tflite")
+    """
+
+    def __init__(self, log: Path, timeout_s: float = 600) -> None:
+        """Start the process, or take the one that `prewarm` started.
+
+        Args:
+            log: takes what TensorFlow says when a process ends; kept.
+            timeout_s: for one conversion, > 0 s.
+        """
+        self.log = log
+        self.timeout_s = timeout_s
+        self._child: _Child | None = _spare.take()
+
+    def __enter__(self) -> Converter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def convert(
+        self,
+        saved_model: Path,
+        output: Path,
+        *,
+        representative: Representative | None = None,
+        io: Io = "int8",
+        per_channel_dense: bool = False,
+    ) -> Path:
+        """Convert a model that `export.save` wrote. A process that died is started anew for the next model.
+
+        Args:
+            saved_model: the folder.
+            output: the .tflite file; written only when it is what was asked for.
+            representative: samples that set the int8 ranges (PTQ), cast to float32: (n, ...) for one input, the .npy
+                file of such an array, or input name -> (n, ...). None for a model with fake quantizers, which brings
+                its ranges, and for float32.
+            io: type of inputs and outputs; float32 converts without any quantization.
+            per_channel_dense: a scale for each output of a Dense layer (old runtimes may refuse it), not one for all.
+
+        Returns:
+            ``output``.
+
+        Raises:
+            ConversionError: no samples; the converter refused, crashed, hung or was killed; or the file is not ``io``
+                at its inputs and outputs, or entirely float although int8 was asked for.
+            RunFolderError: the output cannot be written.
+        """
+        inputs = json.loads((saved_model / LAYERS_FILE).read_text(encoding="utf-8"))["inputs"]
+        with files.writing(output):
+            output.parent.mkdir(parents=True, exist_ok=True)
+            folder = tempfile.TemporaryDirectory(prefix=files.TEMPORARY, dir=output.parent)
+        with folder:
+            made = Path(folder.name) / "model.tflite"
+            with files.writing(output):
+                samples = _stored(representative, inputs, Path(folder.name) / "samples.npz")
+            request = {"saved_model": str(saved_model), "output": str(made), "representative": samples, "io": io}
+            self._ask({**request, "per_channel_dense": per_channel_dense}, saved_model)
+            content = made.read_bytes()
+        _check(content, io, saved_model)
+        return files.write_bytes_atomic(output, content)
+
+    def close(self) -> None:
+        """End the process, in the middle of a conversion too, and keep its log."""
+        self._lose()
+
+    def _keep(self, said: str) -> None:
+        """Add to the log; a full disk may cost the log, not the model."""
+        with contextlib.suppress(RunFolderError, OSError):
+            before = self.log.read_text(encoding="utf-8") if self.log.exists() else ""
+            files.write_text_atomic(self.log, before + said)
+
+    def _ask(self, request: Mapping[str, Any], saved_model: Path) -> None:
+        """Have one request done.
+
+        Raises:
+            ConversionError: it was not; unless the converter just refused, its process is gone.
+        """
+        self._child = child = self._child or _Child()
+        try:
+            answer = child.ask(request, self.timeout_s)
+        except TimeoutError as error:
+            raise ConversionError(
+                f"Converting {saved_model} took longer than {self.timeout_s:g} s and was stopped; nothing was "
+                "written. Allow it more with "
+                f"--set stages.convert.timeout_s=N. What the converter said last: {_tail(self._lose())} (all of it: "
+                f"{self.log})"
+            ) from error
+        except EOFError as error:
+            raise ConversionError(_death(child.process.returncode, self._lose(), saved_model, self.log)) from error
+        except BaseException:  # a keyboard interrupt must not leave a process behind
+            self.close()
+            raise
+        if "error" in answer:
+            self._keep(answer["error"] + "\n")
+            raise ConversionError(_refusal(answer["error"], saved_model, self.log))
+
+    def _lose(self) -> str:
+        """Give the process up, and return what it said."""
+        said = self._child.end() if self._child is not None else ""
+        self._child = None
+        self._keep(said)
+        return said
+
+
+def convert(
+    saved_model: Path,
+    output: Path,
+    *,
+    representative: Representative | None = None,
+    io: Io = "int8",
+    per_channel_dense: bool = False,
+    timeout_s: float = 600,
+) -> Path:
+    """`Converter.convert` for one model; the log gets the output's name with the suffix ``.log``."""
+    with Converter(output.with_suffix(".log"), timeout_s) as converter:
+        return converter.convert(
+            saved_model, output, representative=representative, io=io, per_channel_dense=per_channel_dense
+        )
+
+
+def prewarm() -> None:
+    """Start a process for the next `Converter` now: it loads TensorFlow (3 to 5 s) while something else is done."""
+    _spare.fill()
+
+
+class _Child:
+    """One worker process and the pipes to it."""
+
+    def __init__(self) -> None:
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115 - closed in `end`
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", WORKER],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._said,
+            env=os.environ | _ENVIRONMENT,
+            start_new_session=True,  # Ctrl-C is for the parent alone, which then ends this one
+        )
+
+    def ask(self, request: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
+        """Send a request and wait for the answer.
+
+        Raises:
+            TimeoutError: there was none in time.
+            EOFError: the process died.
+        """
+        try:
+            self._pipe("stdin").write(json.dumps(request).encode() + b"\n")
+            self._pipe("stdin").flush()
+            answer: dict[str, Any] = json.loads(self._line(time.monotonic() + timeout_s))
+            return answer
+        except (BrokenPipeError, EOFError) as error:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(5)  # its exit status says how it died
+            raise EOFError from error
+
+    def end(self) -> str:
+        """Kill the process if it still lives, and return all that it said on standard error."""
+        self.process.kill()
+        self.process.wait()
+        for name in ("stdin", "stdout"):
+            with contextlib.suppress(OSError):  # an unwritten request is lost with the process
+                self._pipe(name).close()
+        with self._said:
+            self._said.seek(0)
+            return self._said.read().decode("utf-8", "replace")
+
+    def _pipe(self, name: Literal["stdin", "stdout"]) -> IO[bytes]:
+        pipe: IO[bytes] = getattr(self.process, name)
+        return pipe
+
+    def _line(self, deadline: float) -> bytes:
+        handle, line = self._pipe("stdout").fileno(), b""
+        while not line.endswith(b"\n"):
+            if not select.select([handle], [], [], max(0.0, deadline - time.monotonic()))[0]:
+                raise TimeoutError
+            read = os.read(handle, 65_536)
+            if not read:
+                raise EOFError
+            line += read
+        return line
+
+
+class _Spare:
+    """At most one process that waits for its `Converter`."""
+
+    def __init__(self) -> None:
+        self._child: _Child | None = None
+        atexit.register(self.drop)
+
+    def fill(self) -> None:
+        if self._child is None:
+            self._child = _Child()
+
+    def take(self) -> _Child:
+        child, self._child = self._child, None
+        return child or _Child()
+
+    def drop(self) -> None:
+        if self._child is not None:
+            self._child.end()
+            self._child = None
+
+
+_spare = _Spare()
+
+
+def _stored(representative: Representative | None, inputs: Sequence[str], path: Path) -> str | None:
+    """Write the samples as float32 by input name, which is the only form in which the converter takes them all.
+
+    Raises:
+        ConversionError: there are none, or too few inputs, or numbers that are not finite. The converter would take no
+            samples at all for an answer and give a float model.
+    """
+    if representative is None:
+        return None
+    given = np.load(representative, mmap_mode="r") if isinstance(representative, Path) else representative
+    arrays = dict(given) if isinstance(given, Mapping) else {inputs[0]: given}
+    if set(arrays) != set(inputs):
+        raise ConversionError(
+            f"The calibration samples are for {', '.join(sorted(arrays))}, but the model's inputs are "
+            f"{', '.join(inputs)}. Give samples "
+            "for each input, by its name."
+        )
+    arrays = {name: np.asarray(array, dtype=np.float32) for name, array in arrays.items()}
+    counts = {name: len(array) for name, array in arrays.items()}
+    if len(set(counts.values())) != 1 or 0 in counts.values():
+        raise ConversionError(
+            f"The calibration set holds {', '.join(f'{n} samples for {name}' for name, n in counts.items())}. "
+            "Quantizing after training "
+            "needs at least one (better 100 or more), and as many for every input: set data.calibration."
+        )
+    if not all(np.isfinite(array).all() for array in arrays.values()):
+        raise ConversionError(
+            "The calibration samples hold NaN or infinite values. Expected finite numbers: clean the data."
+        )
+    np.savez(path, **arrays)  # type: ignore[arg-type]  # its stub takes a name for allow_pickle
+    return str(path)
+
+
+def _check(content: bytes, io: Io, saved_model: Path) -> None:
+    """Believe the file, not the converter.
+
+    Raises:
+        ConversionError: it has other types at its inputs or outputs, or is float where int8 was asked for.
+    """
+    file = tflite.read(content)
+    ends = {"input": file.inputs, "output": file.outputs}
+    wrong = [(end, file.tensors[i]) for end, indices in ends.items() for i in indices if file.tensors[i].dtype != io]
+    if wrong:
+        end, tensor = wrong[0]
+        raise ConversionError(
+            f"The converter made the {end} '{tensor.name}' of {saved_model} {tensor.dtype}, not {io} as asked. An "
+            "input of integers "
+            "(an Embedding's) cannot become int8; else calibrate or quantize the model first."
+        )
+    if io == "int8" and tflite.int8_share(file) == 0:
+        raise ConversionError(
+            f"The converter left every op of {saved_model} in float behind int8 inputs and outputs. Expected int8 "
+            "ops: give a model with "
+            "fake quantizers, or calibration samples."
+        )
+
+
+def _death(status: int | None, said: str, saved_model: Path, log: Path) -> str:
+    """What to say of a process that ended without an answer."""
+    name = signal.Signals(-status).name if status is not None and status < 0 else None
+    advice = {
+        "SIGSEGV": "Recurrent layers are known to do that: build GRU and SimpleRNN with unroll=True.",
+        "SIGKILL": "Something outside ended it, mostly the system when memory runs out: close other programs, or "
+        "lower data.calibration.",
+    }.get(name or "", "Simplify the model layer by layer until it passes, and report the layer.")
+    how = f"crashed with {name}" if name else f"ended with exit status {status}"
+    return (
+        f"The converter {how} on {saved_model}; nothing was written. {advice} Its last words: {_tail(said)} (all of "
+        "them: "
+        f"{log})"
+    )
+
+
+def _refusal(error: str, saved_model: Path, log: Path) -> str:
+    """What to say of a conversion that the converter refused: the op and the layer where its message has them."""
+    if "inference_input_type" in error:  # its words for: nothing here is quantized
+        return (
+            f"{saved_model} has no fake quantizers, so its int8 ranges are unknown. Give calibration samples "
+            "(representative=...), or put a quantize stage before this one."
+        )
+    problem = _PROBLEM.search(error)
+    if problem is None:
+        first = error.strip().splitlines()[0][:300]
+        return f"The converter refused {saved_model}: {first} Its whole message is in {log}."
+    layer = _LAYER.search(error)
+    where = f" at the layer '{layer[1]}'" if layer else ""
+    return (
+        f"The converter refused {saved_model}{where}: {problem[0][:300]}. Build that part of layers that TensorFlow "
+        "Lite "
+        f"has int8 kernels for; the converter's whole message is in {log}."
+    )
+
+
+def _tail(said: str) -> str:
+    """The end of a log; of a crash its beginning, which says in which phase it happened."""
+    lines = [line.strip() for line in said.splitlines() if not _CHATTER.match(line)]
+    crash = next((place for place, line in enumerate(lines) if line.startswith("Fatal Python error")), None)
+    shown = lines[-_LAST_LINES:] if crash is None else lines[crash : crash + _LAST_LINES]
+    return " | ".join(shown)[:600] or "nothing"

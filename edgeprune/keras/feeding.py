@@ -1,0 +1,69 @@
+"""From a split of arrays to batches on the training device: cached, prefetched, and the same after a resume.
+
+The order of the samples in an epoch is a pure function of (seed, epoch), so that a run resumed at epoch 7 sees what an
+unbroken run sees there. The samples stay as they are stored (uint8 images stay uint8) and are cast and scaled per
+batch, inside the input pipeline.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from edgeprune.data import Split
+from edgeprune.keras import tf
+
+IN_MEMORY_BYTES = 2 << 30  # larger arrays (memory-mapped image folders) are read row by row
+
+
+def training(split: Split, batch_size: int, seed: int, first_epoch: int, epochs: int) -> Any:
+    """A ``tf.data.Dataset`` of (x, y) batches: the epochs ``first_epoch`` .. ``epochs`` - 1, one after the other.
+
+    Args:
+        split: shuffled anew in every epoch.
+        batch_size: samples per batch; the last batch of an epoch may be smaller.
+        seed: of the stage.
+        first_epoch: 0, or the epoch to resume at.
+        epochs: total epochs of the stage.
+    """
+    positions = tf.range(len(split), dtype=tf.int64)
+
+    def epoch_batches(epoch: Any) -> Any:
+        order = tf.random.experimental.stateless_shuffle(positions, seed=tf.stack([tf.constant(seed, tf.int64), epoch]))
+        return tf.data.Dataset.from_tensor_slices(order).batch(batch_size)
+
+    batches = tf.data.Dataset.range(first_epoch, epochs).flat_map(epoch_batches)
+    return batches.map(_fetcher(split), num_parallel_calls=2, deterministic=True).prefetch(4)
+
+
+def ordered(split: Split, batch_size: int = 256) -> Any:
+    """A ``tf.data.Dataset`` of (x, y) batches of a split, once, in order."""
+    batches = tf.data.Dataset.range(len(split)).batch(batch_size)
+    return batches.map(_fetcher(split), num_parallel_calls=2, deterministic=True).prefetch(2)
+
+
+def _fetcher(split: Split) -> Any:
+    """Positions in the split -> (x as the model sees it, y)."""
+    index, targets = tf.constant(split.index), tf.constant(split.y)
+    base, preprocess = split.base, split.preprocess
+    if base.nbytes <= IN_MEMORY_BYTES:
+        samples = tf.constant(np.ascontiguousarray(base))
+
+        def gather(rows: Any) -> Any:
+            return tf.gather(samples, rows)
+    else:
+
+        def gather(rows: Any) -> Any:
+            taken = tf.numpy_function(lambda chosen: base[chosen], [rows], base.dtype, stateful=False)
+            return tf.ensure_shape(taken, (None, *base.shape[1:]))
+
+    def fetch(positions: Any) -> tuple[Any, Any]:
+        x = tf.cast(gather(tf.gather(index, positions)), tf.float32)
+        if preprocess.scale != 1.0:
+            x = x * tf.constant(preprocess.scale, tf.float32)
+        if preprocess.offset != 0.0:
+            x = x + tf.constant(preprocess.offset, tf.float32)
+        return x, tf.gather(targets, positions)
+
+    return fetch

@@ -1,0 +1,186 @@
+"""Take the user's model: check the file before anything of it is loaded, and never touch the original.
+
+A model file is untrusted input. Keras rebuilds layers from the configuration inside it, and a ``Lambda`` layer there is
+compiled Python that runs on loading; so is whatever a configuration asks to be imported. The configuration is read as
+plain JSON first, and refused when it asks for either.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from edgeprune import registry
+from edgeprune.errors import EdgepruneError, ModelError, UntrustedModel
+from edgeprune.keras import graph, keras
+
+SUFFIXES = (".keras", ".h5", ".hdf5")
+# What a configuration may name as home of its classes; everything else would be imported, which is running code.
+KNOWN_MODULES = ("keras", "tf_keras", "builtins")
+CODE_CLASSES = ("Lambda", "function", "__lambda__")
+
+
+def load(path: Path, trust: bool = False) -> Any:
+    """The model in a ``.keras`` or ``.h5`` file of Keras 2, uncompiled.
+
+    Args:
+        path: the file.
+        trust: load it even though that runs code of its author's.
+
+    Raises:
+        ModelError: missing, empty, truncated, not a Keras model, or of Keras 3.
+        UntrustedModel: loading would run code, and ``trust`` is False.
+    """
+    _check_file(path)
+    config, version = _config(path)
+    if version.startswith("3."):
+        raise ModelError(
+            f"{path} was saved by Keras {version}; this version takes Keras 2 models. Rebuild it with tf_keras layers, copy the weights "
+            "(new_model.set_weights(old_model.get_weights())) and save that as .h5."
+        )
+    if not trust:
+        check_config(config, str(path))
+    try:
+        model = keras.models.load_model(
+            path, compile=False, **({"safe_mode": not trust} if path.suffix == ".keras" else {})
+        )
+    except Exception as error:  # Keras raises whatever it met inside: KeyError, OSError, TypeError, ValueError ...
+        raise ModelError(
+            f"{path} looks like a Keras model but cannot be loaded: {_first_line(error)} If it uses layers of your own, give it as "
+            "module:function that returns the loaded model."
+        ) from error
+    return graph.rebuild(model)
+
+
+def from_python(source: str) -> Any:
+    """What ``module:function`` returns: a tf_keras model.
+
+    Raises:
+        NameUnknown: no such module or function.
+        ModelError: the function fails, or returns something else.
+    """
+    function = registry.attribute(source)
+    try:
+        model = function() if callable(function) and not isinstance(function, keras.Model) else function
+    except EdgepruneError:
+        raise
+    except Exception as error:
+        raise ModelError(f"{source} failed: {type(error).__name__}: {_first_line(error)}") from error
+    return take(model, source)
+
+
+def take(model: Any, source: str = "the model") -> Any:
+    """A copy of a live model that shares nothing with it.
+
+    Raises:
+        ModelError: not a tf_keras functional or built Sequential model.
+    """
+    if isinstance(model, keras.Model):
+        return graph.rebuild(model)
+    kind = f"{type(model).__module__}.{type(model).__qualname__}"
+    hint = (
+        "Build it with tf_keras instead of keras (Keras 3), or save it as .h5 from Keras 2."
+        if kind.startswith("keras.")
+        else ""
+    )
+    raise ModelError(f"Expected {source} to be a tf_keras functional or Sequential model, got {kind}. {hint}".strip())
+
+
+def save(model: Any, path: Path) -> Path:
+    """An uncompiled float model as one ``.keras`` file (tf_keras format)."""
+    model.save(path, save_format="keras")
+    return path
+
+
+def load_own(path: Path) -> Any:
+    """A model that ``save`` wrote into a run folder."""
+    return keras.models.load_model(path, compile=False)
+
+
+def check_config(config: Any, where: str) -> None:
+    """Refuse a configuration that would make loading run code.
+
+    Raises:
+        UntrustedModel: it holds a Lambda layer, a pickled function, or a class that would have to be imported.
+    """
+    for entry in _dicts(config):
+        if entry.get("class_name") in CODE_CLASSES or entry.get("function_type") == "lambda":
+            name = (entry.get("config") or {}).get("name") if isinstance(entry.get("config"), dict) else None
+            raise UntrustedModel(
+                f"{where} has a Lambda layer{f' ({name!r})' if name else ''}: Python code inside the file that runs when it is loaded. "
+                "If you know where the file comes from, load it with --trust; better, replace the Lambda by a layer."
+            )
+        module = entry.get("module")
+        if isinstance(module, str) and module.split(".")[0] not in KNOWN_MODULES:
+            raise UntrustedModel(
+                f"{where} asks to import '{module}' for its class '{entry.get('class_name')}', which runs that module's code. If you know "
+                "where the file comes from, load it with --trust."
+            )
+
+
+def _dicts(value: Any) -> Iterator[dict[str, Any]]:
+    """Every mapping inside a JSON value, without recursion: a hostile file may nest deeper than Python's stack."""
+    pending = [value]
+    while pending:
+        current = pending.pop()
+        if isinstance(current, dict):
+            yield current
+            pending.extend(current.values())
+        elif isinstance(current, list):
+            pending.extend(current)
+
+
+def _check_file(path: Path) -> None:
+    if path.is_dir():
+        raise ModelError(f"{path} is a folder. Give a .keras or .h5 file (model.save('model.h5')).")
+    if not path.is_file():
+        raise ModelError(f"There is no model file '{path}'. Give the path of a .keras or .h5 file, or module:function.")
+    if path.suffix not in SUFFIXES:
+        raise ModelError(
+            f"{path} does not end in {', '.join(SUFFIXES)}. Save the model as .keras or .h5 (model.save('model.h5'))."
+        )
+    if path.stat().st_size == 0:
+        raise ModelError(f"{path} is empty. Save the model again.")
+
+
+def _config(path: Path) -> tuple[Any, str]:
+    """The model's configuration as plain JSON, and the Keras version that wrote it ("" when it does not say)."""
+    try:
+        return _config_of_zip(path) if zipfile.is_zipfile(path) else _config_of_h5(path)
+    except ModelError:
+        raise
+    except Exception as error:  # h5py and zipfile raise OSError, KeyError, ValueError, BadZipFile, RuntimeError ...
+        raise ModelError(
+            f"{path} is damaged or not a Keras model: {_first_line(error)} Save it again, or copy it again."
+        ) from error
+
+
+def _config_of_zip(path: Path) -> tuple[Any, str]:
+    with zipfile.ZipFile(path) as archive:
+        if archive.testzip() is not None:
+            raise ModelError(f"{path} is damaged: '{archive.testzip()}' inside it fails its checksum. Copy it again.")
+        metadata = json.loads(archive.read("metadata.json"))
+        return json.loads(archive.read("config.json")), str(metadata.get("keras_version", ""))
+
+
+def _config_of_h5(path: Path) -> tuple[Any, str]:
+    import h5py
+
+    with h5py.File(path, "r") as file:
+        if "model_config" not in file.attrs:
+            raise ModelError(
+                f"{path} holds no model configuration, only {', '.join(map(repr, file)) or 'nothing'}: perhaps it was written by "
+                "save_weights. Save the whole model: model.save('model.h5')."
+            )
+        config, version = file.attrs["model_config"], file.attrs.get("keras_version", "")
+    text = config.decode("utf-8") if isinstance(config, bytes) else str(config)
+    return json.loads(text), version.decode() if isinstance(version, bytes) else str(version)
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    line = text[0].strip() if text else type(error).__name__
+    return line if line.endswith((".", "!", "?")) else line + "."

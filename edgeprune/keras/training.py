@@ -1,0 +1,239 @@
+"""Keras ``fit`` that can be killed and resumed, and gives the same weights as if it had not been.
+
+After every epoch all variables (weights, masks, quantizer ranges, optimizer slots, the step counter) and the history are
+written in one atomic file. What an epoch computes depends only on that file, the seed and the epoch's number: the order
+of the samples, dropout and every other random op are seeded per epoch, and TensorFlow's ops are made deterministic.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from edgeprune import files
+from edgeprune.data import Split
+from edgeprune.errors import DataError, RunFolderError
+from edgeprune.keras import feeding, keras, tf
+from edgeprune.pipeline import State
+from edgeprune.recipe import FitOptions
+
+CHECKPOINT = "checkpoint.npz"
+# Steps that run inside one call of the compiled training function: on small models Python's share of a step, one third
+# of the time of a ResNet-8 step on two cores, all but vanishes.
+STEPS_PER_CALL = 16
+
+Epoch = dict[str, float]
+
+
+class Objective(NamedTuple):
+    """What training minimizes and what is shown while it does."""
+
+    loss: Any
+    metric: str
+
+
+def objective(model: Any, task: str) -> Objective:
+    """The loss that fits the task and the model's last activation.
+
+    Classification with k scores: cross-entropy, from logits unless the outputs are a softmax; with one output: binary
+    cross-entropy, from a logit unless it is a sigmoid. Regression: mean squared error.
+
+    Raises:
+        DataError: the model has several outputs.
+    """
+    if len(model.outputs) != 1:
+        raise DataError(
+            f"The model '{model.name}' has {len(model.outputs)} outputs; training takes models with one output."
+        )
+    if task == "regression":
+        return Objective(keras.losses.MeanSquaredError(), "mae")
+    last = _last_activation(model)
+    if model.outputs[0].shape[-1] == 1:
+        return Objective(keras.losses.BinaryCrossentropy(from_logits=last != "sigmoid"), "accuracy")
+    return Objective(keras.losses.SparseCategoricalCrossentropy(from_logits=last != "softmax"), "accuracy")
+
+
+def _last_activation(model: Any) -> str:
+    layer = model.outputs[0]._keras_history.layer
+    if isinstance(layer, keras.layers.Softmax):
+        return "softmax"
+    return str(keras.activations.serialize(layer.activation)) if hasattr(layer, "activation") else "linear"
+
+
+def start(seed: int) -> None:
+    """Seed everything and make every op deterministic; call before a stage builds its model."""
+    tf.config.experimental.enable_op_determinism()
+    keras.backend.experimental.enable_tf_random_generator()  # dropout: a state that can be set, not a hidden counter
+    keras.utils.set_random_seed(seed)
+
+
+def steps_per_epoch(split: Split, options: FitOptions) -> int:
+    """Batches in an epoch; the last one may be smaller."""
+    return math.ceil(len(split) / options.batch_size)
+
+
+def fit(
+    model: Any,
+    state: State,
+    options: FitOptions,
+    goal: Objective,
+    callbacks: Sequence[Any] = (),
+    sparsity: Callable[[float], float] | None = None,
+) -> list[Epoch]:
+    """Train in place, from the workspace's checkpoint if there is one.
+
+    Args:
+        model: uncompiled; compiled here.
+        state: gives the data, the seed, the progress to report to, and the workspace for the checkpoint.
+        options: epochs, batch size, optimizer and learning rate.
+        goal: loss and metric.
+        callbacks: further Keras callbacks (TFMOT's pruning step).
+        sparsity: progress 0..1 -> scheduled sparsity, for the history and the live line.
+
+    Returns:
+        One record per epoch: loss, metric, val_ of both, learning_rate, sparsity, seconds.
+
+    Raises:
+        DataError: the loss became NaN or infinite.
+    """
+    if options.epochs == 0:
+        return []
+    data, steps = state.run.data, steps_per_epoch(state.run.data.train, options)
+    optimizer = _optimizer(options, steps)
+    metrics = ["accuracy" if goal.metric == "accuracy" else keras.metrics.MeanAbsoluteError(name=goal.metric)]
+    model.compile(optimizer, goal.loss, metrics=metrics, steps_per_execution=min(STEPS_PER_CALL, steps))
+    optimizer.build(model.trainable_variables)
+    history = _restore(model, state.workspace / CHECKPOINT)
+    if len(history) < options.epochs:
+        seed = state.run.seed + 1_000_003 * sum(state.label.encode())  # stages do not repeat each other's order
+        model.fit(
+            feeding.training(data.train, options.batch_size, seed, len(history), options.epochs),
+            validation_data=feeding.ordered(data.validation) if len(data.validation) else None,
+            initial_epoch=len(history),
+            epochs=options.epochs,
+            steps_per_epoch=steps,
+            verbose=0,
+            callbacks=[*callbacks, _Epochs(state, options, steps, history, sparsity, seed)],
+        )
+    return history
+
+
+def outputs(model: Any, split: Split, batch_size: int = 256) -> np.ndarray:
+    """The model's outputs for a split, shape (n, ...), float32, in order."""
+    predict = tf.function(lambda x: model(x, training=False), reduce_retracing=True)
+    return np.concatenate([predict(x).numpy() for x, _ in feeding.ordered(split, batch_size)])
+
+
+def _optimizer(options: FitOptions, steps: int) -> Any:
+    rate: Any = options.learning_rate
+    if options.decay == "cosine":
+        rate = keras.optimizers.schedules.CosineDecay(options.learning_rate, max(options.epochs * steps, 1))
+    if options.optimizer == "sgd":
+        return keras.optimizers.SGD(rate, momentum=0.9, nesterov=True)
+    return keras.optimizers.Adam(rate)
+
+
+def _variables(model: Any) -> list[Any]:
+    return [*model.variables, *model.optimizer.variables]
+
+
+def _restore(model: Any, path: Path) -> list[Epoch]:
+    """Set every variable from the checkpoint; the history in it tells how many epochs are done."""
+    if not path.exists():
+        return []
+    try:
+        with np.load(path, allow_pickle=False) as saved:
+            history: list[Epoch] = json.loads(str(saved["history"]))
+            values = [saved[f"v{number}"] for number in range(len(saved.files) - 1)]
+    except (OSError, ValueError, KeyError) as error:
+        raise RunFolderError(
+            f"The checkpoint {path} is damaged: {error}. Delete it to repeat this stage, or build with --force."
+        ) from error
+    variables = _variables(model)
+    if [value.shape for value in values] != [tuple(variable.shape) for variable in variables]:
+        raise RunFolderError(
+            f"The checkpoint {path} is of another model. Delete it to repeat this stage, or build with --force."
+        )
+    for variable, value in zip(variables, values, strict=True):
+        variable.assign(value)
+    return history
+
+
+def _save(model: Any, path: Path, history: list[Epoch]) -> None:
+    buffer = io.BytesIO()
+    arrays = {f"v{number}": variable.numpy() for number, variable in enumerate(_variables(model))}
+    np.savez(buffer, history=np.array(json.dumps(history)), **arrays)
+    files.write_bytes_atomic(path, buffer.getvalue())
+
+
+class _Epochs(keras.callbacks.Callback):
+    """Seeds every epoch, keeps the history and the checkpoint, and tells the person who waits."""
+
+    EVERY_S = 0.25
+
+    def __init__(
+        self,
+        state: State,
+        options: FitOptions,
+        steps: int,
+        history: list[Epoch],
+        sparsity: Callable[[float], float] | None,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self._supports_tf_logs = True  # or Keras would wait for the loss after every call
+        self.state, self.options, self.steps, self.history, self.sparsity, self.seed = (
+            state,
+            options,
+            steps,
+            history,
+            sparsity,
+            seed,
+        )
+        self.epoch, self.started, self.shown = len(history), 0.0, 0.0
+        self.generators: list[Any] = []
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        layers = self.model._flatten_layers(include_self=False)
+        randoms = [getattr(getattr(layer, "_random_generator", None), "_generator", None) for layer in layers]
+        self.generators = [generator for generator in randoms if generator is not None]
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self.epoch, self.started = epoch, time.monotonic()
+        for number, generator in enumerate(self.generators):
+            generator.reset_from_seed((self.seed + 7919 * epoch + 104_729 * number) % 2**31)
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        now = time.monotonic()
+        if now - self.shown >= self.EVERY_S:
+            self.shown = now
+            self._show(
+                self.epoch + (batch + 1) / self.steps, {key: float(value) for key, value in (logs or {}).items()}
+            )
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        record = {key: float(value) for key, value in (logs or {}).items()}
+        if not math.isfinite(record["loss"]):
+            raise DataError(
+                f"The loss became {record['loss']} in epoch {epoch + 1} of '{self.state.label}': training diverged. Lower "
+                f"stages.{self.state.label}.learning_rate (it is {self.options.learning_rate:g}), or check the scale of the inputs."
+            )
+        record["learning_rate"] = float(self.model.optimizer.learning_rate)
+        self._show(epoch + 1, record)
+        if self.sparsity:
+            record["sparsity"] = self.sparsity((epoch + 1) / self.options.epochs)
+        self.history.append({"epoch": epoch + 1, **record, "seconds": round(time.monotonic() - self.started, 3)})
+        _save(self.model, self.state.workspace / CHECKPOINT, self.history)
+
+    def _show(self, epochs: float, values: Epoch) -> None:
+        shown = {key: value for key, value in values.items() if key != "learning_rate"}
+        if self.sparsity:
+            shown["sparsity"] = self.sparsity(epochs / self.options.epochs)
+        self.state.run.progress.step(epochs, self.options.epochs, "epochs", **shown)

@@ -1,0 +1,124 @@
+"""Run a .tflite on a target: its time where a time means something, its results on the target's kernels everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from edgeprune import registry, tflite
+from edgeprune.data import Split, stratified
+from edgeprune.errors import DeviceError
+from edgeprune.measurement import Reply, Request
+from edgeprune.progress import Progress
+from edgeprune.target import Backend, Connection, Target
+
+WARMUPS, RUNS = 10, 50
+
+
+def profile(
+    path: Path,
+    target: Target,
+    connection: Connection,
+    threads: int | None,
+    progress: Progress,
+    warmups: int = WARMUPS,
+    runs: int = RUNS,
+) -> dict[str, Any]:
+    """Latency, memory and output digests of a model on a target, with seeded random inputs.
+
+    Args:
+        path: the ``.tflite`` file.
+        connection: a board, or what the target runs on without one.
+        threads: None: what the target names.
+        progress: told when the run begins.
+        warmups, runs: invocations before and during timing; under an emulator, where times mean nothing, one run is made.
+
+    Returns:
+        ``profile --json``: ``latency`` as in report.json, ``runtime``, memory, digests, and one entry per op.
+
+    Raises:
+        DeviceError: the target cannot be run here; the reason and what to do about it.
+        ArtefactError: the file cannot be read, or the runtime refuses it.
+    """
+    file = tflite.read(path)
+    backend = _backend(connection)
+    reason = backend.unavailable(target, connection)
+    if reason:
+        raise DeviceError(f"'{target.name}' cannot be run: {reason}.")
+    progress.stage(f"profile on {target.name}", 1, 1)
+    with backend.session(target, connection) as session:
+        reply = session.run(path, Request(warmups=warmups, runs=runs, threads=threads))
+    progress.done(reply.runtime_name, 0.0)
+    ops = [{"index": op.index, "op": op.op, "ms": None} for op in file.ops]
+    return {
+        **reply.to_dict(),
+        "target": target.name,
+        "size_bytes": file.size_bytes,
+        "macs": tflite.macs(file),
+        "ops": ops,
+    }
+
+
+class Evaluation(NamedTuple):
+    """A model's raw outputs for some samples of the test split, on a target.
+
+    Attributes:
+        split: the samples.
+        selection: in words, which they are.
+        inputs: (n, ...) as they were fed, of the model's own dtype.
+        reply: of the device; ``outputs[0]`` are the raw outputs.
+    """
+
+    split: Split
+    selection: str
+    inputs: np.ndarray
+    reply: Reply
+
+
+def evaluate(
+    path: Path, split: Split, samples: int, task: str, seed: int, target: Target, connection: Connection, quantize: Any
+) -> Evaluation:
+    """Run (a stated part of) a split through a model on the target's own kernels.
+
+    Args:
+        split: usually the test split; nothing is chosen by the result.
+        samples: at most so many; more are drawn evenly over the classes.
+        task: ``classification`` or ``regression``.
+        seed: of the drawing.
+        quantize: float32 model inputs -> the model's input dtype.
+
+    Raises:
+        DeviceError: the target cannot be run here.
+    """
+    part, selection = _part(split, samples, task, seed)
+    inputs = np.concatenate([quantize(x) for x, _ in part.batches(256)])
+    with _backend(connection).session(target, connection) as session:
+        reply = session.run(path, Request(inputs=(inputs,), evaluate=True))
+    return Evaluation(part, selection, inputs, reply)
+
+
+def unavailable(target: Target, connection: Connection) -> str | None:
+    """None, or why the target cannot be run from here, and what to do about it."""
+    return _backend(connection).unavailable(target, connection)
+
+
+def absent(reason: str) -> Mapping[str, Any]:
+    """The ``latency`` block of a figure that nobody has."""
+    return {"ms": None, "reason": reason}
+
+
+def _backend(connection: Connection) -> Backend:
+    backend: Backend = registry.module("backends", connection.kind)
+    return backend
+
+
+def _part(split: Split, samples: int, task: str, seed: int) -> tuple[Split, str]:
+    if len(split) <= samples:
+        return split, "the whole test split"
+    strata = split.y if task == "classification" else np.zeros(len(split), np.int64)
+    chosen = stratified(strata, samples, np.random.Generator(np.random.PCG64(seed)))
+    how = "drawn evenly over the classes" if task == "classification" else "drawn at random"
+    return split.select(chosen), f"{samples} of the {len(split)} test samples, {how} (seed {seed})"

@@ -1,0 +1,198 @@
+"""Recipes: a YAML file -> a validated, frozen ``Recipe``; unknown keys are errors.
+
+A recipe says which stages run, in which order, with which options. It names no model, no data and no board: those
+come from the command line or the project's ``edgeprune.yaml``.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from pydantic import Field, model_validator
+
+from edgeprune import registry, yaml_files
+from edgeprune.data import DataOptions
+from edgeprune.errors import NameUnknown, RecipeError
+from edgeprune.validation import Strict, validate
+
+EXAMPLE = """\
+name: example
+description: 50 % unstructured zeros by polynomial decay, then prune-preserving QAT
+seed: 0
+data:
+  validation: 0.1            # share of the training samples that is only watched
+  calibration: 256           # training samples that set the int8 ranges
+stages:
+  train:                     # skipped (only evaluated) when the model comes trained
+    epochs: 10
+    learning_rate: 0.001
+  prune:
+    granularity: weight      # weight | block | n:m
+    schedule: polynomial     # polynomial | constant
+    final: 0.5               # sparsity, 0..1
+    epochs: 4
+  quantize:
+    epochs: 2
+    learning_rate: 0.0003
+  convert: {}
+  verify: {}
+  profile: {}
+  report: {}
+"""
+
+DEFAULT = "poly50"
+
+
+class FitOptions(Strict):
+    """Options that every training stage has."""
+
+    epochs: int = Field(4, ge=0, le=10_000, description="passes over the training split")
+    batch_size: int = Field(32, ge=1, le=65_536, description="samples per step")
+    optimizer: Literal["adam", "sgd"] = Field("adam", description="adam, or sgd with Nesterov momentum 0.9")
+    learning_rate: float = Field(1e-3, gt=0, le=10, description="of the first step")
+    decay: Literal["cosine", "constant"] = Field(
+        "cosine", description="how the learning rate goes on: to 0 by the half cosine, or as it is"
+    )
+
+
+class Budget(Strict):
+    """What the final model must keep; a missed one gives exit code 4."""
+
+    max_drop: float | None = Field(
+        None, ge=0, description="largest loss of the metric against the float model, in its own unit"
+    )
+    max_size_kib: float | None = Field(None, gt=0, description="largest .tflite file, KiB")
+    max_latency_ms: float | None = Field(None, gt=0, description="largest latency on the target, ms")
+
+
+class StageSpec(NamedTuple):
+    """One entry of ``stages``: its label, the stage module's name, and that module's validated ``Options``."""
+
+    label: str
+    stage: str
+    options: Any
+
+
+class RecipeFile(Strict):
+    """The keys of a recipe file."""
+
+    name: str = Field("recipe", min_length=1, description="how reports call it")
+    description: str = Field("", description="one line for `edgeprune list recipes`")
+    seed: int = Field(0, ge=0, lt=2**31, description="of every random choice in the build")
+    metric: str | None = Field(None, description="accuracy, auc, mse ... or module:function; default: by the task")
+    data: DataOptions = Field(default_factory=lambda: DataOptions.model_validate({}), description="splits, calibration and preprocessing")
+    budget: Budget = Field(default_factory=lambda: Budget.model_validate({}), description="limits that the final model must keep")
+    stages: dict[str, dict[str, Any] | None] = Field(description="label -> options, in the order they run")
+
+    @model_validator(mode="after")
+    def _some_stage(self) -> RecipeFile:
+        if not self.stages:
+            raise ValueError("a recipe needs at least one stage")
+        return self
+
+
+class Recipe(NamedTuple):
+    """A validated recipe: every option present, every stage known."""
+
+    file: RecipeFile
+    stages: tuple[StageSpec, ...]
+
+    @property
+    def name(self) -> str:
+        return self.file.name
+
+    @property
+    def seed(self) -> int:
+        return self.file.seed
+
+    def resolved(self) -> dict[str, Any]:
+        """The recipe as plain data with every default written out; loading it gives an equal recipe."""
+        data = self.file.model_dump(mode="json")
+        data["stages"] = {spec.label: _stage_data(spec) for spec in self.stages}
+        return data
+
+
+def load(source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> Recipe:
+    """A recipe by name, by path, or given as a mapping.
+
+    Args:
+        source: a name of ``edgeprune list recipes``, a ``.yaml`` path, or plain data with the same keys.
+        overrides: dotted path -> value, as ``--set`` gives them: ``{"stages.prune.final": 0.6}``.
+
+    Raises:
+        RecipeError: something does not validate (file, path inside it, what was given, what is known, nearest name).
+        NameUnknown: no such recipe.
+    """
+    if isinstance(source, Mapping):
+        data, where = copy.deepcopy(dict(source)), "recipe"
+    else:
+        path = registry.file("recipes", str(source))
+        data, where = yaml_files.read(path), path.name
+    for key, value in (overrides or {}).items():
+        _override(data, key, value)
+    return parse(data, where)
+
+
+def parse(data: Any, where: str) -> Recipe:
+    """Plain data -> ``Recipe``. ``where`` names the file in messages."""
+    parsed = validate(RecipeFile, data, where, RecipeError)
+    stages = tuple(_stage(label, options, where) for label, options in parsed.stages.items())
+    return Recipe(parsed, stages)
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema of a recipe file with every stage's options, for editors (``edgeprune list recipes --schema``)."""
+    schema = RecipeFile.model_json_schema()
+    definitions = schema.setdefault("$defs", {})
+    properties = {}
+    for name in registry.names("stages"):
+        options = registry.module("stages", name).Options.model_json_schema(ref_template="#/$defs/{model}")
+        definitions.update(options.pop("$defs", {}))
+        definitions[f"stage-{name}"] = {**options, "title": name}
+        properties[name] = {"anyOf": [{"$ref": f"#/$defs/stage-{name}"}, {"type": "null"}]}
+    schema["properties"]["stages"] = {
+        "type": "object",
+        "description": "label -> options, in the order they run; a label of your own has a key 'stage'",
+        "properties": properties,
+        "additionalProperties": {"type": "object", "required": ["stage"]},
+        "minProperties": 1,
+    }
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "edgeprune recipe"}
+
+
+def _stage(label: str, options: dict[str, Any] | None, where: str) -> StageSpec:
+    options = dict(options or {})
+    name = options.pop("stage", label)
+    try:
+        module = registry.module("stages", name)
+    except NameUnknown as error:
+        raise RecipeError(f"{where}: stages.{label}: {error}") from error
+    return StageSpec(label, name, validate(module.Options, options, where, RecipeError, f"stages.{label}"))
+
+
+def _stage_data(spec: StageSpec) -> dict[str, Any]:
+    options: dict[str, Any] = spec.options.model_dump(mode="json")
+    return options if spec.stage == spec.label else {"stage": spec.stage, **options}
+
+
+def _override(data: Any, dotted: str, value: Any) -> None:
+    """Set one value; parents are made, so that ``stages.prune.final`` works on ``prune: null`` too."""
+    *parents, last = dotted.split(".")
+    for depth, part in enumerate(parents):
+        if not isinstance(data, dict):
+            raise RecipeError(
+                f"--set {dotted}: '{'.'.join(parents[:depth])}' is no mapping, so it has no key '{part}'."
+            )
+        if depth == 1 and parents[0] == "stages" and part not in data:
+            raise RecipeError(
+                f"--set {dotted}: this recipe has no stage '{part}'.{registry.suggestion(part, data)} It has: {', '.join(data)}."
+            )
+        if data.get(part) is None:
+            data[part] = {}
+        data = data[part]
+    if not isinstance(data, dict):
+        raise RecipeError(f"--set {dotted}: '{'.'.join(parents)}' is no mapping, so it has no key '{last}'.")
+    data[last] = value

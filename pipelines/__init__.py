@@ -1,0 +1,1 @@
+"""In which order: one stage per module, one recipe per file in ``recipes/``."""

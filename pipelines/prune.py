@@ -1,0 +1,140 @@
+"""Prune with TFMOT: zeros in the weights, by magnitude, rising over the stage's epochs.
+
+Takes the role ``model``; leaves ``model`` (the pruned float model, plain layers), ``masks`` (what is kept, per layer) and
+a plan of every layer: pruned, or why not.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from edgeprune.pipeline import State
+from edgeprune.recipe import FitOptions
+
+
+class Options(FitOptions):
+    """Options of the prune stage."""
+
+    granularity: Literal["weight", "block", "n:m"] = Field("weight", description="what lives or dies together")
+    pattern: str = Field(
+        "2:4", pattern=r"^[1-9]\d*:[1-9]\d*$", description="for n:m: keep n of every m consecutive input channels"
+    )
+    block: list[int] = Field(
+        [4, 1], min_length=2, max_length=2, description="for block: consecutive input channels x output channels"
+    )
+    pooling: Literal["AVG", "MAX"] = Field(
+        "AVG", description="for block: a block's score from the magnitudes inside it"
+    )
+    schedule: Literal["polynomial", "constant"] = Field(
+        "polynomial", description="how sparsity rises (TFMOT's PolynomialDecay or ConstantSparsity)"
+    )
+    ramp: bool = Field(
+        True, description="for n:m: one more zero per block at a time (4:4, 3:4, 2:4); false: at once, as TFMOT does"
+    )
+    initial: float = Field(0.0, ge=0, lt=1, description="sparsity at `begin`, 0..1")
+    final: float = Field(
+        0.5, gt=0, lt=1, description="sparsity from `end` on, 0..1; for n:m it follows from the pattern"
+    )
+    begin: float = Field(0.0, ge=0, le=1, description="share of the stage's steps after which pruning starts, 0..1")
+    end: float = Field(
+        0.6, gt=0, le=1, description="share of the stage's steps after which the final sparsity is reached, 0..1"
+    )
+    power: float = Field(3.0, gt=0, le=100, description="of the polynomial; 1 is a straight line")
+    frequency: int | None = Field(None, ge=1, description="steps between mask updates; null: a hundredth of the ramp")
+    include: str = Field(".*", description="regular expression: only layers whose whole name matches")
+    exclude: str | None = Field(None, description="regular expression: no layer whose whole name matches")
+
+    @field_validator("pattern")
+    @classmethod
+    def _keeps_fewer(cls, pattern: str) -> str:
+        n, m = map(int, pattern.split(":"))
+        if not n < m:
+            raise ValueError(f"n:m keeps n of m, so n must be smaller than m; got {pattern}")
+        return pattern
+
+    @field_validator("block")
+    @classmethod
+    def _positive(cls, block: list[int]) -> list[int]:
+        if min(block) < 1:
+            raise ValueError("both sides of a block must be at least 1")
+        return block
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Options:
+        if not self.begin < self.end:
+            raise ValueError(f"begin ({self.begin}) must be smaller than end ({self.end})")
+        if self.epochs < 1:
+            raise ValueError("pruning needs at least one epoch")
+        return self
+
+
+def run(state: State, options: Options) -> State:
+    """Wrap, fit, strip."""
+    from edgeprune.keras import intake, pruning, tfmot, training
+
+    training.start(state.run.seed)
+    model = intake.load_own(state.path("model"))
+    pattern, ramp = _pattern(options), _ramp(options)
+    plans = pruning.plan(model, pattern, options.include, options.exclude)
+    steps = options.epochs * training.steps_per_epoch(state.run.data.train, options)
+    wrapped = pruning.wrap(model, plans, pattern, ramp, steps)
+    goal = training.objective(model, state.run.data.task)
+    schedule = pruning.schedule_function(ramp, pattern)
+    history = training.fit(wrapped, state, options, goal, [tfmot.sparsity.keras.UpdatePruningStep()], schedule)
+    masks = pruning.masks(wrapped)
+    pruned = intake.save(pruning.strip(wrapped), state.workspace / "model.keras")
+    entries = {plan.name: _entry(plan, pattern, ramp.final, masks) for plan in plans if plan.kernel}
+    return state.add(
+        files={"model": pruned, "masks": pruning.save_masks(masks, state.workspace / "masks.npz")},
+        history={state.label: {"epochs": history, "schedule": _curve(schedule, options.epochs)}},
+        pruning={"layers": entries},
+        notes=[f"{plan.name} is not pruned: {plan.reason}" for plan in plans if plan.left_alone],
+        summaries={state.label: _summary(plans, masks, pattern)},
+    )
+
+
+def _pattern(options: Options) -> Any:
+    from edgeprune.keras.pruning import Pattern
+
+    n, m = map(int, options.pattern.split(":"))
+    return Pattern(options.granularity, (options.block[0], options.block[1]), options.pooling, n, m)
+
+
+def _ramp(options: Options) -> Any:
+    from edgeprune.keras.pruning import Ramp
+
+    n, m = map(int, options.pattern.split(":"))
+    nm = options.granularity == "n:m"
+    schedule = ("steps" if options.ramp else "constant") if nm else options.schedule
+    final = (m - n) / m if nm else options.final
+    return Ramp(schedule, options.initial, final, options.begin, options.end, options.power, options.frequency)
+
+
+def _entry(plan: Any, pattern: Any, final: float, masks: dict[str, Any]) -> dict[str, Any]:
+    """A layer's part of report.json."""
+    entry = {
+        "name": plan.name,
+        "type": plan.kind,
+        "params": plan.params,
+        "prunable": plan.prunable,
+        "reason": plan.reason,
+    }
+    if not plan.prunable:
+        return {**entry, "granularity": None, "pattern": None, "sparsity_target": None, "sparsity_keras": None}
+    kept = float(masks[plan.name].mean())
+    nm = str(pattern) if pattern.granularity == "n:m" else None
+    return {**entry, "granularity": str(pattern), "pattern": nm, "sparsity_target": final, "sparsity_keras": 1.0 - kept}
+
+
+def _curve(schedule: Any, epochs: int, points: int = 200) -> list[dict[str, float]]:
+    """The schedule over the stage's epochs, for the picture."""
+    return [{"epoch": epochs * i / points, "sparsity": schedule(i / points)} for i in range(points + 1)]
+
+
+def _summary(plans: list[Any], masks: dict[str, Any], pattern: Any) -> str:
+    zeros = [1.0 - float(mask.mean()) for mask in masks.values()]
+    low, high = f"{min(zeros):.1%}", f"{max(zeros):.1%}"
+    share = low if low == high else f"{low} to {high}"
+    return f"{len(zeros)} layers at {share} zeros ({pattern}), {sum(plan.left_alone for plan in plans)} left alone"

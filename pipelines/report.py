@@ -1,0 +1,145 @@
+"""Gather what the stages found into report.json and report.html, and put the model where the user looks for it.
+
+Leaves ``model.tflite``, ``model.keras`` (the compressed float model), ``report.json`` and ``report.html`` in the run folder.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from importlib import metadata
+from typing import Any
+
+import edgeprune
+from edgeprune import files, metrics
+from edgeprune import report as reports
+from edgeprune.pipeline import State
+from edgeprune.validation import Strict
+
+PACKAGES = ("tensorflow", "tf_keras", "tensorflow-model-optimization", "ai-edge-litert", "numpy")
+ROLES = ("float", "dense_int8", "final")
+WHY_NOT = "the float model is not run on the target"
+MODEL = "model.tflite"  # where the user looks for it
+
+
+class Options(Strict):
+    """The report stage has no options."""
+
+
+def run(state: State, options: Options) -> State:
+    """Write the report; every figure in it comes from a stage."""
+    folder = state.run.folder
+    for role, name in (("final", MODEL), ("model", "model.keras")):
+        if role in state.files:
+            files.write_bytes_atomic(folder / name, state.path(role).read_bytes())
+    report = assemble(state)
+    reports.write(folder, report)
+    missed = [name for name, limit in report["budget"].items() if limit["met"] is False]
+    summary = f"missed: {', '.join(missed)}" if missed else str(folder / reports.PAGE_NAME)
+    return state.add(summaries={state.label: summary})
+
+
+def assemble(state: State) -> dict[str, Any]:
+    """report.json, schema 1."""
+    run, facts = state.run, state.facts
+    candidates = _candidates(facts)
+    return {
+        "schema": reports.SCHEMA,
+        "edgeprune": edgeprune.__version__,
+        "target": run.target.name,
+        "target_title": run.target.title,
+        "seed": run.seed,
+        "run": {
+            "name": run.folder.name,
+            "created": run.about.get("created"),
+            "recipe_name": run.recipe.name,
+            "command": run.about.get("command"),
+        },
+        "recipe": run.recipe.resolved(),
+        "metric": {
+            "name": run.metric.name,
+            "higher_is_better": run.metric.higher_is_better,
+            "split": "test",
+            "samples": len(run.data.test),
+        },
+        "candidates": candidates,
+        "stages": list(facts.get("stages", [])),
+        "budget": _budget(state, candidates),
+        "model": {"source": run.about.get("model"), **facts.get("model", {}), "labels": list(run.data.labels)},
+        "data": _data(state),
+        "history": facts.get("history", {}),
+        "layers": _layers(facts),
+        "ops": facts.get("ops", []),
+        "verify": facts.get("verify"),
+        "arm": facts.get("arm"),
+        "zeros": {"words": list(run.target.zeros.words)},
+        "environment": _environment(),
+        "notes": [*run.data.provenance.get("notes", []), *facts.get("notes", [])],
+    }
+
+
+def _candidates(facts: Mapping[str, Any]) -> dict[str, Any]:
+    latency = facts.get("latency", {})
+    absent = {"ms": None, "reason": WHY_NOT}
+    found = dict(facts.get("candidates", {}))
+    if "final" in found:
+        found["final"] = {**found["final"], "file": MODEL}
+    return {role: {**found[role], "latency": latency.get(role, absent)} for role in ROLES if role in found}
+
+
+def _budget(state: State, candidates: Mapping[str, Any]) -> dict[str, Any]:
+    """Every limit of the recipe with the figure it is about; ``met`` is None where there is no figure to judge by."""
+    limits = {name: value for name, value in state.run.recipe.file.budget.model_dump().items() if value is not None}
+    actual = _actual(state.run.metric, candidates)
+    return {name: _judged(limit, actual[name]) for name, limit in limits.items()}
+
+
+def _judged(limit: float, actual: float | None) -> dict[str, Any]:
+    if actual is None:
+        return {"limit": limit, "actual": None, "met": None, "reason": "no stage of the recipe gives this figure here"}
+    return {"limit": limit, "actual": actual, "met": actual <= limit}
+
+
+def _actual(metric: metrics.Metric, candidates: Mapping[str, Any]) -> dict[str, float | None]:
+    if "final" not in candidates:
+        return {"max_drop": None, "max_size_kib": None, "max_latency_ms": None}
+    final = candidates["final"]
+    reference = candidates.get("float", {}).get("metric")
+    return {
+        "max_drop": None if reference is None else metrics.drop(metric, reference, final["metric"]),
+        "max_size_kib": final["size_bytes"] / 1024,
+        "max_latency_ms": final["latency"]["ms"],
+    }
+
+
+def _data(state: State) -> dict[str, Any]:
+    """Which samples went where; only the stages that ran are named."""
+    data = dict(state.run.data.provenance)
+    trained = [label for label, history in state.facts.get("history", {}).items() if history["epochs"]]
+    used = {
+        "train": trained,
+        "calibration": [
+            name for name, there in (("quantize", "quantization" in state.facts), ("dense_int8", True)) if there
+        ],
+        "validation": ["monitoring"] if trained else [],
+        "test": ["metric"],
+    }
+    data["splits"] = {name: {**split, "used_for": used.get(name, [])} for name, split in data.get("splits", {}).items()}
+    return data
+
+
+def _layers(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What was planned for each layer, with what verify found in the file."""
+    planned = facts.get("pruning", {}).get("layers", {})
+    found = facts.get("verified_layers", {})
+    return [{**planned.get(name, {"name": name}), **found.get(name, {})} for name in dict.fromkeys([*planned, *found])]
+
+
+def _environment() -> dict[str, Any]:
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return {"python": platform.python_version(), "platform": platform.platform(), "packages": versions}

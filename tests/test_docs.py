@@ -1,0 +1,128 @@
+"""The documentation says what is true: generated pages are current, nothing is left out, links lead somewhere."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import runpy
+from importlib import metadata
+from pathlib import Path
+
+import click
+import pytest
+import setuptools
+from packaging.requirements import Requirement
+
+from edgeprune import cli, recipe, registry, yaml_files
+
+ROOT = Path(__file__).parents[1]
+PAGES = {
+    path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
+    for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
+}
+DOCS = "\n".join(PAGES.values())
+
+
+def _generator():
+    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _commands(command, words):
+    yield words, command
+    for name, inner in getattr(command, "commands", {}).items():
+        yield from _commands(inner, f"{words} {name}")
+
+
+def test_generated_pages_are_current():
+    assert [path.name for path in _generator().outdated()] == [], "run: make docs"
+
+
+def test_a_page_that_is_out_of_date_is_noticed(monkeypatch, tmp_path):
+    generate = _generator()
+    (tmp_path / "recipes.md").write_text("# By hand\n\n<!-- begin schedules -->\n<!-- end schedules -->\n")
+    monkeypatch.setattr(generate, "DOCS", tmp_path)
+    assert {path.name for path in generate.outdated()} == {"recipes.md", "cli.md", "recipe.schema.json"}
+    monkeypatch.setattr("sys.argv", ["generate.py"])
+    assert generate.main() == 0
+    assert "polynomial" in (tmp_path / "recipes.md").read_text()
+    assert generate.outdated() == []
+
+
+@pytest.mark.parametrize(("words", "command"), list(_commands(cli.cli, "edgeprune")))
+def test_every_command_and_option_is_documented(words, command):
+    assert f"## {words}\n" in PAGES["docs/cli.md"]
+    section = PAGES["docs/cli.md"].split(f"## {words}\n")[1].split("\n## ")[0]
+    for parameter in command.params:
+        if isinstance(parameter, click.Option):
+            assert all(name in section for name in parameter.opts)
+
+
+@pytest.mark.parametrize("family", registry.families())
+def test_every_member_of_every_family_is_documented(family):
+    for name in registry.names(family):
+        assert f"`{name}`" in DOCS
+
+
+def test_every_option_of_every_stage_is_documented():
+    for stage in registry.names("stages"):
+        section = PAGES["docs/recipes.md"].split(f"### `{stage}`")[1].split("\n### ")[0]
+        assert all(f"| `{option}` |" in section for option in registry.module("stages", stage).Options.model_fields)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page):
+    for link in re.findall(r"\]\(([^)#]+)", PAGES[page]):
+        assert link.startswith("https://") or (ROOT / page).parent.joinpath(link).exists(), link
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_yaml_examples_are_yaml(page):
+    for text in re.findall(r"```yaml\n(.*?)```", PAGES[page], re.DOTALL):
+        data = yaml_files.parse(text, page)
+        if data and "stages" in data:
+            recipe.parse(data, page)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_python_examples_compile(page):
+    for text in re.findall(r"```python\n(.*?)```", PAGES[page], re.DOTALL):
+        compile(text, page, "exec")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_command_examples_use_commands_and_options_that_exist(page):
+    known = dict(_commands(cli.cli, "edgeprune"))
+    for line in re.findall(r"^(edgeprune .*)$", PAGES[page], re.MULTILINE):
+        for call in line.split("#")[0].split("&&"):
+            words = call.split()
+            name = max((name for name in known if words[: len(name.split())] == name.split()), key=len)
+            options = {opt for parameter in known[name].params for opt in parameter.opts} | {"--help"}
+            assert {word for word in words if word.startswith("--")} <= options, line
+
+
+def test_every_dependency_is_documented_with_its_range(monkeypatch):
+    given = {}
+    monkeypatch.setattr(setuptools, "setup", given.update)
+    runpy.run_path(str(ROOT / "setup.py"))
+    table = set(re.findall(r"\| ([\w-]+) \| ([^|]+) \| [^|]+ \|", PAGES["docs/dependencies.md"]))
+    declared = [*given["install_requires"], *(line for extra in given["extras_require"].values() for line in extra)]
+    for requirement in map(Requirement, declared):
+        ranges = {
+            str(Requirement(f"x{text}").specifier) for name, text in table if name == requirement.name and text != "any"
+        }
+        assert str(requirement.specifier) in ranges or not str(requirement.specifier), requirement
+
+
+def test_the_installed_metadata_is_of_this_tree():
+    assert metadata.version("edgeprune") == __import__("edgeprune").__version__
+
+
+def test_contributing_stays_short():
+    sections = re.split(r"^## ", PAGES["CONTRIBUTING.md"], flags=re.MULTILINE)[1:]
+    assert {section.splitlines()[0] for section in sections} >= {
+        f"Add a {kind}" for kind in ("criterion", "target", "stage", "model", "backend")
+    }
+    assert all(len(section.strip().splitlines()) <= 15 for section in sections)

@@ -29,7 +29,8 @@ docs: $(VENV)/.installed-dev
 	$(BIN)/python docs/generate.py
 
 bench: $(VENV)/.installed-dev
-	$(BIN)/python benchmarks/speed.py
+	@test -n "$(MODEL)" -a -n "$(DATA)" || { echo "Say on what: make bench MODEL=resnet8.h5 DATA=cifar10.npz" >&2; exit 1; }
+	$(BIN)/python benchmarks/speed.py $(MODEL) $(DATA)
 
 # Where the emulator cannot be had, this says what is missing; its tests then say why they are skipped.
 emulator: $(VENV)/.installed

@@ -127,7 +127,7 @@ def build(
                 shown,
                 command,
             )
-        pipeline.run(run, {"model": MODEL_FILE})
+        _run_stages(run)
     finally:
         if progress is None:
             shown.close()
@@ -136,6 +136,14 @@ def build(
     )  # a recipe may stop before its report
     missed = tuple(name for name, limit in made.get("budget", {}).items() if limit["met"] is False)
     return Result(run.folder, made, missed)
+
+
+def _run_stages(run: pipeline.Run) -> None:
+    try:
+        pipeline.run(run, {"model": MODEL_FILE})
+    except KeyboardInterrupt:
+        run.progress.note(f"Interrupted. Nothing finished is lost; go on with: edgeprune build --resume --out {run.folder}")
+        raise
 
 
 def _progress() -> progress.Progress:

@@ -1,4 +1,7 @@
-"""What is installed, what is missing, and how to get it. Asks package metadata only, so nothing heavy is imported."""
+"""What is installed, what is missing, and how to get it.
+
+Asks package metadata only, and needs little itself, so that it can speak where pydantic or NumPy is what is missing.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from typing import Any, NamedTuple
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from edgeprune import cache, project, registry, target
+from edgeprune import cache
 
 DISTRIBUTION = "edgeprune"
 OPTIONAL = {"tfds": "data from TensorFlow Datasets (tfds:name)"}
@@ -98,8 +101,13 @@ def extras() -> list[Check]:
 
 def emulator() -> Check:
     """Whether the default target's CPU can be emulated, in the backend's own words."""
-    facts = target.load(registry.file("targets", project.TARGET))
-    reason = registry.module("backends", facts.backend).unavailable(facts, target.connection(facts))
+    try:
+        from edgeprune import project, registry, target
+
+        facts = target.load(registry.file("targets", project.TARGET))
+        reason = registry.module("backends", facts.backend).unavailable(facts, target.connection(facts))
+    except ImportError as error:
+        reason = f"to be asked again when '{error.name}' is installed"
     return Check("Arm emulator", reason is None, False, "absent" if reason else "installed", reason or "")
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -212,7 +213,8 @@ class Runner:
             ArtefactError: the runtime cannot load the file, or not with this batch.
         """
         try:
-            with quiet():
+            with quiet(), warnings.catch_warnings():
+                warnings.filterwarnings("ignore", ".*experimental_preserve_all_tensors")  # memory: taken on purpose
                 interpreter = _runtime().Interpreter(
                     model_content=self._content,
                     num_threads=self._threads,

@@ -16,7 +16,7 @@ import numpy as np
 from edgeprune.agreement import Comparison, boundary_of, compare, worst
 from edgeprune.divergence import Divergence, Inputs, agrees, first
 from edgeprune.errors import ArtefactError
-from edgeprune.inference import Runner
+from edgeprune.inference import Port, Runner
 
 BATCH = 64
 
@@ -63,8 +63,9 @@ def check(model: Path | bytes, reference: Reference, inputs: Inputs, classes: bo
         DataError: the inputs do not fit.
     """
     runner = Runner(model)
+    _check_names("inputs", runner.inputs, inputs)
     expected = _expected(reference, inputs)
-    _check_names(model, runner, inputs, expected)
+    _check_names("outputs", runner.outputs, expected)
     stored = runner.raw(*(port.quantize(inputs[port.name]) for port in runner.inputs))
     comparison = worst(
         [
@@ -88,12 +89,10 @@ def _expected(reference: Reference, inputs: Inputs) -> dict[str, np.ndarray]:
     return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
 
 
-def _check_names(model: Path | bytes, runner: Runner, inputs: Inputs, outputs: Mapping[str, np.ndarray]) -> None:
+def _check_names(what: str, ports: Sequence[Port], known: Mapping[str, np.ndarray]) -> None:
     """Ports are paired by name: by place, two of one shape could be swapped and nobody would see it."""
-    for what, ports, known in (("inputs", runner.inputs, inputs), ("outputs", runner.outputs, outputs)):
-        if sorted(port.name for port in ports) != sorted(known):
-            raise ArtefactError(
-                f"{'The file' if isinstance(model, bytes) else model} has the {what} "
-                f"{', '.join(p.name for p in ports)}, the Keras model "
-                f"{', '.join(known)}. Give the model that this file was converted from."
-            )
+    if sorted(port.name for port in ports) != sorted(known):
+        raise ArtefactError(
+            f"The file has the {what} {', '.join(port.name for port in ports)}, the Keras model {', '.join(known)}. Give "
+            "the model that this file was converted from."
+        )

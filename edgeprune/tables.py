@@ -19,23 +19,18 @@ def tflite(inventory: Plain) -> RenderableType:
     """The ops and weights of a ``.tflite`` file, and its totals."""
     ops = _table("op", "kind", "data type", "MACs", "layer", right=("op", "MACs"))
     for op in inventory["ops"]:
-        ops.add_row(str(op["index"]), op["op"], op["dtype"], _count(op["macs"]), op["layer"] or "")
-    weights = _table("tensor", "shape", "data type", "sparsity", "n:m", right=("sparsity",))
+        _row(ops, str(op["index"]), op["op"], op["dtype"], _count(op["macs"]), op["layer"] or "")
+    weights = _table("weights of", "shape", "data type", "sparsity", "n:m", right=("sparsity",))
     for tensor in inventory["tensors"]:
-        weights.add_row(
-            tensor["name"],
-            _shape(tensor["shape"]),
-            tensor["dtype"],
-            _share(tensor["sparsity"]),
-            _pattern(tensor["n_of_m"]),
-        )
+        sparsity, pattern = _share(tensor["sparsity"]), _pattern(tensor["n_of_m"])
+        _row(weights, tensor["layer"] or tensor["name"], _shape(tensor["shape"]), tensor["dtype"], sparsity, pattern)
     totals = [
         f"{_count(inventory['params'])} parameters, {_count(inventory['macs'])} MACs, sparsity {_share(inventory['sparsity'])}",
         f"{view.kib(inventory['size_bytes'])}, {view.kib(inventory['size_gzip_bytes'])} compressed",
         f"int8 ops: {_share(inventory['int8_share'])}; left in float: {_listed(inventory['float_ops'])}",
         *inventory["notes"],
     ]
-    return Group(ops, weights, *_lines(totals))
+    return Group(ops, Text(), weights, *_lines(totals))
 
 
 def keras(inventory: Plain) -> RenderableType:
@@ -51,7 +46,8 @@ def keras(inventory: Plain) -> RenderableType:
         right=("parameters", "MACs", "sparsity"),
     )
     for layer in inventory["layers"]:
-        layers.add_row(
+        _row(
+            layers,
             *(
                 layer["name"],
                 layer["class"],
@@ -71,7 +67,7 @@ def profile(figures: Plain) -> RenderableType:
     summary = facts(
         {
             "latency": f"{latency.text} ({latency.reason})" if latency.reason else latency.text,
-            **_without(figures, "latency"),
+            **_without(figures, "latency", "ops"),
         }
     )
     timed = [op for op in figures.get("ops") or [] if op.get("ms") is not None]
@@ -79,7 +75,7 @@ def profile(figures: Plain) -> RenderableType:
         return summary
     ops = _table("op", "kind", "ms", right=("op", "ms"))
     for op in timed:
-        ops.add_row(str(op["index"]), op["op"], f"{op['ms']:.3f}")
+        _row(ops, str(op["index"]), op["op"], f"{op['ms']:.3f}")
     return Group(summary, ops)
 
 
@@ -131,6 +127,11 @@ def _table(*columns: str, right: Iterable[str] = ()) -> Table:
     for name in columns:
         table.add_column(name, justify="right" if name in right else "left", overflow="fold")
     return table
+
+
+def _row(table: Table, *cells: str) -> None:
+    """Add plain words: a bracket in a layer's name is no markup."""
+    table.add_row(*(Text(cell) for cell in cells))
 
 
 def _lines(texts: Iterable[str]) -> list[Text]:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from pydantic import Field
 
-from edgeprune import tflite
+from edgeprune import files, tflite
 from edgeprune.errors import ConversionError
 from edgeprune.pipeline import State
 from edgeprune.validation import Strict
@@ -35,6 +35,7 @@ def run(state: State, options: Options) -> State:
     from edgeprune.keras import conversion
 
     work = state.workspace
+    files.sweep(work)  # what a killed conversion left
     with conversion.Converter(work / "converter.log", options.timeout_s) as converter:
         exported = _exported(state)  # while the child loads TensorFlow
         jobs = _jobs(state, options, exported)

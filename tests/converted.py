@@ -35,7 +35,7 @@ def samples(count: int = 64, seed: int = 0) -> np.ndarray:
 
 
 def network(seed: int = 0):
-    """Convolution with BatchNorm and a ReLU layer, a residual sum, a Dense with a ReLU layer, softmax inside the last."""
+    """A convolution with BatchNorm and ReLU, a residual sum, a Dense with a ReLU layer, softmax inside the last."""
     from edgeprune.keras import keras
 
     keras.utils.set_random_seed(seed)
@@ -49,7 +49,8 @@ def network(seed: int = 0):
     x = layers.GlobalAveragePooling2D(name="pool")(x)
     x = layers.Dense(8, name="hidden", bias_initializer="random_normal")(x)
     x = layers.ReLU(name="hidden_relu")(x)
-    return keras.Model(inputs, layers.Dense(CLASSES, activation="softmax", name="scores")(x), name="tiny")
+    x = layers.Dense(CLASSES, activation="softmax", name="scores", bias_initializer="random_normal")(x)
+    return keras.Model(inputs, x, name="tiny")
 
 
 def pruned(model):

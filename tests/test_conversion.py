@@ -146,9 +146,7 @@ def test_no_calibration_samples_are_an_error_and_not_a_float_model(made, convert
 
 def test_calibration_samples_for_other_inputs_are_an_error(made, converter, tmp_path):
     with pytest.raises(ConversionError, match=r"for sound, but the model's inputs are image"):
-        converter.convert(
-            made.folder / "float", tmp_path / "x.tflite", representative={"sound": converted.samples()}
-        )
+        converter.convert(made.folder / "float", tmp_path / "x.tflite", representative={"sound": converted.samples()})
 
 
 def test_calibration_samples_that_are_not_finite_are_an_error(made, converter, tmp_path):
@@ -226,7 +224,7 @@ def test_a_converter_that_is_killed_is_an_error_that_says_so(made, tmp_path):
 
     with conversion.Converter(tmp_path / "converter.log") as converter:
         os.kill(converter._child.process.pid, signal.SIGKILL)
-        with pytest.raises(ConversionError, match="SIGKILL.*memory"):
+        with pytest.raises(ConversionError, match=r"SIGKILL.*memory"):
             converter.convert(made.folder / "quantized", tmp_path / "x.tflite")
 
 
@@ -235,7 +233,7 @@ def test_a_converter_that_hangs_is_stopped(made, tmp_path):
 
     with conversion.Converter(tmp_path / "converter.log", timeout_s=0.01) as converter:
         process = converter._child.process
-        with pytest.raises(ConversionError, match="longer than 0.01 s"):
+        with pytest.raises(ConversionError, match=r"longer than 0\.01 s"):
             converter.convert(made.folder / "quantized", tmp_path / "x.tflite")
         assert process.returncode is not None
     assert [path.name for path in tmp_path.iterdir()] == ["converter.log"]

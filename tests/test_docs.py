@@ -92,6 +92,19 @@ def test_python_examples_compile(page):
         compile(text, page, "exec")
 
 
+@pytest.mark.slow
+def test_the_example_with_a_live_model_runs(tmp_path, monkeypatch, capsys):
+    """As it stands in docs/python.md, but for the number of epochs."""
+    (text,) = re.findall(r"## A live model and arrays\n+```python\n(.*?)```", PAGES["docs/python.md"], re.DOTALL)
+    short = text.replace("epochs=10", "epochs=1, verbose=0").replace(
+        'recipe="poly50"', 'recipe="poly50", overrides={"stages.prune.epochs": 1, "stages.quantize.epochs": 1}'
+    )
+    monkeypatch.chdir(tmp_path)
+    exec(compile(short, "docs/python.md", "exec"), {})  # noqa: S102 - our own page
+    assert "'sparsity': 0.5" in capsys.readouterr().out
+    assert (tmp_path / "runs" / "digits_resnet-rpi4-poly50" / "report.html").exists()
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_command_examples_use_commands_and_options_that_exist(page):
     known = dict(_commands(cli.cli, "edgeprune"))

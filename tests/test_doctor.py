@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from importlib import metadata
 
 import pytest
@@ -68,6 +70,14 @@ def test_the_emulator_speaks_for_itself(monkeypatch, reason):
     monkeypatch.setattr(registry.module("backends", "qemu"), "unavailable", lambda target, connection: reason)
     check = doctor.emulator()
     assert (check.ok, check.needed, check.advice) == (reason is None, False, reason or "")
+
+
+def test_it_speaks_where_its_own_dependencies_are_missing():
+    code = "import sys; sys.modules |= {'pydantic': None, 'numpy': None, 'yaml': None, 'rich': None}; "
+    code += "from edgeprune import cli; sys.exit(cli.run(['doctor']))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "to be asked again when" in done.stdout
+    assert not done.stderr
 
 
 def test_a_full_disk_is_told(monkeypatch):

@@ -39,9 +39,8 @@ _ENVIRONMENT = {
     "TF_CPP_MIN_LOG_LEVEL": "1",
 }
 _LAST_LINES = 5  # of the log, in a message
-_CHATTER = re.compile(
-    r"[IW]\d{4} |WARNING: All log messages|Extension modules:|\s*$"
-)  # what TensorFlow says at every start
+# What TensorFlow says at every start.
+_CHATTER = re.compile(r"[IW]\d{4} |WARNING: All log messages|Extension modules:|\s*$")
 _PROBLEM = re.compile(r"'tfl?\.[\w.]+' op [^\n]*")
 _LAYER = re.compile(r'"(?:[^"/]+/)*([^"/]+)/[^"/]+@__inference')
 
@@ -100,7 +99,7 @@ class Converter:
                 at its inputs and outputs, or entirely float although int8 was asked for.
             RunFolderError: the output cannot be written.
         """
-        inputs = json.loads((saved_model / LAYERS_FILE).read_text(encoding="utf-8"))["inputs"]
+        inputs = _inputs(saved_model)
         with files.writing(output):
             output.parent.mkdir(parents=True, exist_ok=True)
             folder = tempfile.TemporaryDirectory(prefix=files.TEMPORARY, dir=output.parent)
@@ -135,10 +134,9 @@ class Converter:
             answer = child.ask(request, self.timeout_s)
         except TimeoutError as error:
             raise ConversionError(
-                f"Converting {saved_model} took longer than {self.timeout_s:g} s and was stopped; nothing was "
-                "written. Allow it more with "
-                f"--set stages.convert.timeout_s=N. What the converter said last: {_tail(self._lose())} (all of it: "
-                f"{self.log})"
+                f"Converting {saved_model} took longer than {self.timeout_s:g} s and was stopped; nothing was written. "
+                f"Allow it more with --set stages.convert.timeout_s=N. What the converter said last: "
+                f"{_tail(self._lose())} (all of it: {self.log})"
             ) from error
         except EOFError as error:
             raise ConversionError(_death(child.process.returncode, self._lose(), saved_model, self.log)) from error
@@ -260,6 +258,21 @@ class _Spare:
 _spare = _Spare()
 
 
+def _inputs(saved_model: Path) -> list[str]:
+    """The names of an exported model's inputs.
+
+    Raises:
+        ConversionError: the folder is none of `export.save`'s.
+    """
+    try:
+        names: list[str] = json.loads((saved_model / LAYERS_FILE).read_text(encoding="utf-8"))["inputs"]
+    except (OSError, ValueError, KeyError) as error:
+        raise ConversionError(
+            f"{saved_model} is no model that edgeprune exported, or it is damaged: {error}. Export the Keras model again."
+        ) from error
+    return names
+
+
 def _stored(representative: Representative | None, inputs: Sequence[str], path: Path) -> str | None:
     """Write the samples as float32 by input name, which is the only form in which the converter takes them all.
 
@@ -274,16 +287,15 @@ def _stored(representative: Representative | None, inputs: Sequence[str], path: 
     if set(arrays) != set(inputs):
         raise ConversionError(
             f"The calibration samples are for {', '.join(sorted(arrays))}, but the model's inputs are "
-            f"{', '.join(inputs)}. Give samples "
-            "for each input, by its name."
+            f"{', '.join(inputs)}. Give samples for each input, by its name."
         )
     arrays = {name: np.asarray(array, dtype=np.float32) for name, array in arrays.items()}
     counts = {name: len(array) for name, array in arrays.items()}
     if len(set(counts.values())) != 1 or 0 in counts.values():
         raise ConversionError(
             f"The calibration set holds {', '.join(f'{n} samples for {name}' for name, n in counts.items())}. "
-            "Quantizing after training "
-            "needs at least one (better 100 or more), and as many for every input: set data.calibration."
+            "Quantizing after training needs at least one (better 100 or more), and as many for every input: set "
+            "data.calibration."
         )
     if not all(np.isfinite(array).all() for array in arrays.values()):
         raise ConversionError(
@@ -305,15 +317,13 @@ def _check(content: bytes, io: Io, saved_model: Path) -> None:
     if wrong:
         end, tensor = wrong[0]
         raise ConversionError(
-            f"The converter made the {end} '{tensor.name}' of {saved_model} {tensor.dtype}, not {io} as asked. An "
-            "input of integers "
-            "(an Embedding's) cannot become int8; else calibrate or quantize the model first."
+            f"The converter made the {end} '{tensor.name}' of {saved_model} {tensor.dtype}, not {io} as asked. An input "
+            "of integers (an Embedding's) cannot become int8; else calibrate or quantize the model first."
         )
     if io == "int8" and tflite.int8_share(file) == 0:
         raise ConversionError(
-            f"The converter left every op of {saved_model} in float behind int8 inputs and outputs. Expected int8 "
-            "ops: give a model with "
-            "fake quantizers, or calibration samples."
+            f"The converter left every op of {saved_model} in float behind int8 inputs and outputs. Expected int8 ops: "
+            "give a model with fake quantizers, or calibration samples."
         )
 
 
@@ -327,9 +337,8 @@ def _death(status: int | None, said: str, saved_model: Path, log: Path) -> str:
     }.get(name or "", "Simplify the model layer by layer until it passes, and report the layer.")
     how = f"crashed with {name}" if name else f"ended with exit status {status}"
     return (
-        f"The converter {how} on {saved_model}; nothing was written. {advice} Its last words: {_tail(said)} (all of "
-        "them: "
-        f"{log})"
+        f"The converter {how} on {saved_model}; nothing was written. {advice} Its last words: {_tail(said)} "
+        f"(all of them: {log})"
     )
 
 
@@ -348,8 +357,7 @@ def _refusal(error: str, saved_model: Path, log: Path) -> str:
     where = f" at the layer '{layer[1]}'" if layer else ""
     return (
         f"The converter refused {saved_model}{where}: {problem[0][:300]}. Build that part of layers that TensorFlow "
-        "Lite "
-        f"has int8 kernels for; the converter's whole message is in {log}."
+        f"Lite has int8 kernels for; the converter's whole message is in {log}."
     )
 
 

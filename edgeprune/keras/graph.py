@@ -145,9 +145,8 @@ def rebuild(model: Any, rewrite: Rewrite | None = None, copy: Callable[[Layer], 
 
 
 def _mapped(arguments: Any, made: dict[str, Tensor]) -> Any:
-    return tf.nest.map_structure(
-        lambda value: made.get(str(id(value)), value) if keras.backend.is_keras_tensor(value) else value, arguments
-    )
+    """Arguments with the new graph's tensors in place of the old ones; numbers, slices and flags stay as they are."""
+    return tf.nest.map_structure(lambda value: made.get(str(id(value)), value), arguments)
 
 
 def largest_difference(one: Any, other: Any, seed: int = 0, samples: int = 4) -> float:

@@ -8,19 +8,27 @@ plain JSON first, and refused when it asks for either.
 from __future__ import annotations
 
 import json
+import re
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from edgeprune import registry
+from edgeprune import files, registry
 from edgeprune.errors import EdgepruneError, ModelError, UntrustedModel
 from edgeprune.keras import graph, keras
 
 SUFFIXES = (".keras", ".h5", ".hdf5")
 # What a configuration may name as home of its classes; everything else would be imported, which is running code.
 KNOWN_MODULES = ("keras", "tf_keras", "builtins")
-CODE_CLASSES = ("Lambda", "function", "__lambda__")
+# Keras calls what an operator's layer names while it loads, with the file's own arguments, and TensorFlow's functions
+# include io.gfile.rmtree and load_op_library. These take tensors and give tensors.
+TENSOR_FUNCTIONS = re.compile(
+    r"(__operators__|bitwise|image|linalg|math|nn|signal)\.\w+|(compat\.v1\.)?(batch_to_space|broadcast_to|cast|"
+    "clip_by_value|concat|convert_to_tensor|cumsum|depth_to_space|expand_dims|eye|fill|gather|gather_nd|identity|one_hot|"
+    "ones|ones_like|pad|range|repeat|reshape|reverse|roll|scatter_nd|shape|size|slice|space_to_batch|space_to_depth|"
+    "split|squeeze|stack|stop_gradient|strided_slice|tile|transpose|unstack|where|zeros|zeros_like)"
+)
 
 
 def load(path: Path, trust: bool = False) -> Any:
@@ -91,7 +99,8 @@ def take(model: Any, source: str = "the model") -> Any:
 
 def save(model: Any, path: Path) -> Path:
     """An uncompiled float model as one ``.keras`` file (tf_keras format)."""
-    model.save(path, save_format="keras")
+    with files.writing(path):
+        model.save(path, save_format="keras")
     return path
 
 
@@ -107,18 +116,32 @@ def check_config(config: Any, where: str) -> None:
         UntrustedModel: it holds a Lambda layer, a pickled function, or a class that would have to be imported.
     """
     for entry in _dicts(config):
-        if entry.get("class_name") in CODE_CLASSES or entry.get("function_type") == "lambda":
-            name = (entry.get("config") or {}).get("name") if isinstance(entry.get("config"), dict) else None
+        code = _code(entry)
+        if code:
             raise UntrustedModel(
-                f"{where} has a Lambda layer{f' ({name!r})' if name else ''}: Python code inside the file that runs when it is loaded. "
-                "If you know where the file comes from, load it with --trust; better, replace the Lambda by a layer."
+                f"{where} {code}. If you know where the file comes from, load it with --trust; better, replace it by a layer."
             )
-        module = entry.get("module")
-        if isinstance(module, str) and module.split(".")[0] not in KNOWN_MODULES:
-            raise UntrustedModel(
-                f"{where} asks to import '{module}' for its class '{entry.get('class_name')}', which runs that module's code. If you know "
-                "where the file comes from, load it with --trust."
-            )
+
+
+def _code(entry: dict[str, Any]) -> str | None:
+    """What of its author's choosing an entry of a configuration would run, in words; None: nothing."""
+    kind = str(entry.get("class_name", "")).rsplit(".", 1)[-1]
+    config = entry.get("config")
+    within = config if isinstance(config, dict) else {}
+    named = f" ({within['name']!r})" if "name" in within else ""
+    if kind in ("Lambda", "__lambda__") or entry.get("function_type") == "lambda":
+        return f"has a Lambda layer{named}: Python code inside the file that runs when it is loaded"
+    if kind == "function":
+        return f"calls the Python function {config!r}"
+    if kind in ("ClassMethod", "TensorFlowOpLayer"):
+        return f"has a {kind} layer{named}, which calls whatever it names in TensorFlow"
+    function = str(within.get("function"))
+    if kind in ("TFOpLambda", "SlicingOpLambda") and not TENSOR_FUNCTIONS.fullmatch(function):
+        return f"calls TensorFlow's {function!r}{named} when it is loaded, which may do more than compute"
+    module = entry.get("module")
+    if isinstance(module, str) and module.split(".")[0] not in KNOWN_MODULES:
+        return f"imports '{module}' for its class '{entry.get('class_name')}', which runs that module's code"
+    return None
 
 
 def _dicts(value: Any) -> Iterator[dict[str, Any]]:
@@ -149,7 +172,9 @@ def _check_file(path: Path) -> None:
 def _config(path: Path) -> tuple[Any, str]:
     """The model's configuration as plain JSON, and the Keras version that wrote it ("" when it does not say)."""
     try:
-        return _config_of_zip(path) if zipfile.is_zipfile(path) else _config_of_h5(path)
+        # As Keras decides it, by suffix first: one file can be a .h5 and a zip archive at once.
+        zipped = path.suffix == ".keras" and zipfile.is_zipfile(path)
+        return _config_of_zip(path) if zipped else _config_of_h5(path)
     except ModelError:
         raise
     except Exception as error:  # h5py and zipfile raise OSError, KeyError, ValueError, BadZipFile, RuntimeError ...

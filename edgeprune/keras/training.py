@@ -25,9 +25,10 @@ from edgeprune.pipeline import State
 from edgeprune.recipe import FitOptions
 
 CHECKPOINT = "checkpoint.npz"
-# Steps that run inside one call of the compiled training function: on small models Python's share of a step, one third
-# of the time of a ResNet-8 step on two cores, all but vanishes.
+# Steps that run inside one call of the compiled training function, at most: on small models Python's share of a step, a
+# third of the time of a ResNet-8 step on two cores, all but vanishes. But nobody can interrupt a call.
 STEPS_PER_CALL = 16
+CALL_S = 0.5
 
 Epoch = dict[str, float]
 
@@ -197,10 +198,12 @@ class _Epochs(keras.callbacks.Callback):
             sparsity,
             seed,
         )
-        self.epoch, self.started, self.shown = len(history), 0.0, 0.0
+        self.epoch, self.started, self.shown, self.called = len(history), 0.0, 0.0, 0.0
         self.generators: list[Any] = []
+        self.first = 0
 
     def on_train_begin(self, logs: Any = None) -> None:
+        self.model._steps_per_execution.assign(1)
         layers = self.model._flatten_layers(include_self=False)
         randoms = [getattr(getattr(layer, "_random_generator", None), "_generator", None) for layer in layers]
         self.generators = [generator for generator in randoms if generator is not None]
@@ -210,8 +213,14 @@ class _Epochs(keras.callbacks.Callback):
         for number, generator in enumerate(self.generators):
             generator.reset_from_seed((self.seed + 7919 * epoch + 104_729 * number) % 2**31)
 
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        self.called = time.monotonic()
+        self.first = batch
+
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         now = time.monotonic()
+        per_step = (now - self.called) / (batch + 1 - self.first)  # the first call is slow: it compiles
+        self.model._steps_per_execution.assign(max(1, min(STEPS_PER_CALL, self.steps, int(CALL_S / per_step))))
         if now - self.shown >= self.EVERY_S:
             self.shown = now
             self._show(

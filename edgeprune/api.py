@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import edgeprune
 from edgeprune import data as datasets
-from edgeprune import files, metrics, pipeline, progress, recipe, registry, report, report_html, yaml_files
+from edgeprune import files, metrics, pipeline, profiling, progress, recipe, registry, report, report_html, yaml_files
 from edgeprune import target as targets
 from edgeprune.errors import DataError, ModelError, RunFolderError
 
@@ -142,7 +142,9 @@ def _run_stages(run: pipeline.Run) -> None:
     try:
         pipeline.run(run, {"model": MODEL_FILE})
     except KeyboardInterrupt:
-        run.progress.note(f"Interrupted. Nothing finished is lost; go on with: edgeprune build --resume --out {run.folder}")
+        run.progress.note(
+            f"Interrupted. Nothing finished is lost; go on with: edgeprune build --resume --out {run.folder}"
+        )
         raise
 
 
@@ -168,6 +170,9 @@ def _fresh(
 ) -> pipeline.Run:
     """Check everything that was given, then make the run folder; nothing is written before all of it is right."""
     facts = targets.load(registry.file("targets", target))
+    profiling.backend(
+        targets.connection(facts, board)
+    )  # a word that no backend answers to is said now, not after the training
     word, home = _model_word(model)
     folder = Path(out) if out else Path("runs") / f"{Path(word).stem}-{facts.name}-{chosen.name}"
     _check_free(folder, force)
@@ -270,25 +275,13 @@ def _model_word(model: Any) -> tuple[str, str | None]:
 
 
 def _load_model(model: Any, word: str, trust: bool, seed: int) -> tuple[Any, bool]:
-    """A copy of the user's model, and whether its weights are trained: those of a file and of a live model are."""
+    """A copy of the user's model, and whether its weights are trained: those of a live model are taken to be."""
     from edgeprune.keras import intake, keras
 
+    keras.utils.set_random_seed(seed)
     if model is not None and not isinstance(model, (str, Path)):
         return intake.take(model), True
-    path = Path(word)
-    if path.exists() or path.suffix in intake.SUFFIXES:
-        return intake.load(path, trust), True
-    keras.utils.set_random_seed(seed)
-    if ":" in word:
-        return intake.from_python(word), False
-    if word in registry.names("models") or ("." in word and "/" not in word):
-        return intake.take(registry.module("models", word).build(), word), False
-    known = registry.names("models")
-    raise ModelError(
-        f"There is no model file '{word}', and no built-in model of that name.{registry.suggestion(word, known)} Built in: "
-        f"{', '.join(known)}. "
-        "Give the path of a .keras or .h5 file, or module:function."
-    )
+    return intake.named(word, trust)
 
 
 def _fitting(samples: datasets.Data, model: Any) -> datasets.Data:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -44,14 +45,15 @@ def profile(
         ArtefactError: the file cannot be read, or the runtime refuses it.
     """
     file = tflite.read(path)
-    backend = _backend(connection)
-    reason = backend.unavailable(target, connection)
+    device = backend(connection)
+    reason = device.unavailable(target, connection)
     if reason:
         raise DeviceError(f"'{target.name}' cannot be run: {reason}.")
+    started = time.monotonic()
     progress.stage(f"profile on {target.name}", 1, 1)
-    with backend.session(target, connection) as session:
+    with device.session(target, connection) as session:
         reply = session.run(path, Request(warmups=warmups, runs=runs, threads=threads))
-    progress.done(reply.runtime_name, 0.0)
+    progress.done(reply.runtime_name, time.monotonic() - started)
     ops = [{"index": op.index, "op": op.op, "ms": None} for op in file.ops]
     return {
         **reply.to_dict(),
@@ -95,14 +97,14 @@ def evaluate(
     """
     part, selection = _part(split, samples, task, seed)
     inputs = np.concatenate([quantize(x) for x, _ in part.batches(256)])
-    with _backend(connection).session(target, connection) as session:
+    with backend(connection).session(target, connection) as session:
         reply = session.run(path, Request(inputs=(inputs,), evaluate=True))
     return Evaluation(part, selection, inputs, reply)
 
 
 def unavailable(target: Target, connection: Connection) -> str | None:
     """None, or why the target cannot be run from here, and what to do about it."""
-    return _backend(connection).unavailable(target, connection)
+    return backend(connection).unavailable(target, connection)
 
 
 def absent(reason: str) -> Mapping[str, Any]:
@@ -110,9 +112,25 @@ def absent(reason: str) -> Mapping[str, Any]:
     return {"ms": None, "reason": reason}
 
 
-def _backend(connection: Connection) -> Backend:
-    backend: Backend = registry.module("backends", connection.kind)
-    return backend
+def backend(connection: Connection) -> Backend:
+    """The module in devices/ that a connection names.
+
+    Raises:
+        DeviceError: there is none; for a board, what to do instead.
+    """
+    if connection.kind not in registry.names("backends") and "." not in connection.kind:
+        where = (
+            f"the board '{connection.address}'"
+            if connection.address
+            else f"a target whose backend is '{connection.kind}'"
+        )
+        raise DeviceError(
+            f"This version of edgeprune cannot reach {where}: it has no backend '{connection.kind}' (it has "
+            f"{', '.join(registry.names('backends'))}). Leave out --board to use the target's emulator, or copy the model and "
+            "devices/_probe.py to the board and run it there (docs/boards.md)."
+        )
+    found: Backend = registry.module("backends", connection.kind)
+    return found
 
 
 def _part(split: Split, samples: int, task: str, seed: int) -> tuple[Split, str]:

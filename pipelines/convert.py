@@ -9,16 +9,20 @@ there yet, ``exported`` (what ``final`` was made from).
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pydantic import Field
 
-from edgeprune import files, tflite
+from edgeprune import tflite
 from edgeprune.errors import ConversionError
 from edgeprune.pipeline import State
 from edgeprune.validation import Strict
+
+LOGS = ("converter.log", "reference.log")  # of the model's converter, and of the float reference's
 
 
 class Options(Strict):
@@ -31,47 +35,64 @@ class Options(Strict):
 
 
 def run(state: State, options: Options) -> State:
-    """Export, then have one child process convert everything: TensorFlow is loaded once, and cannot take us with it."""
+    """Export, then have two child processes convert: a converter that crashes cannot take us with it."""
     from edgeprune.keras import conversion
 
     work = state.workspace
-    files.sweep(work)  # what a killed conversion left
-    with conversion.Converter(work / "converter.log", options.timeout_s) as converter:
-        exported = _exported(state)  # while the child loads TensorFlow
-        jobs = _jobs(state, options, exported)
-        made: dict[str, Path] = {}
-        facts: dict[str, Any] = {}
-        notes: list[str] = []
-        for place, job in enumerate(jobs, 1):
-            started = time.monotonic()
-            try:
-                made[job.role] = converter.convert(job.source, work / job.name, **job.options)
-            except ConversionError as error:
-                if job.role == "final":
-                    raise
-                notes.append(f"There is no {job.role} to compare with. {error}")  # the build can go on without
-                continue
-            seconds = round(time.monotonic() - started, 3)
-            facts[job.role] = {"seconds": seconds, "size_bytes": made[job.role].stat().st_size}
-            state.run.progress.step(place, len(jobs), "files")
+    made: dict[str, _Made] = {}
+    with ExitStack() as stack:
+        pool = stack.enter_context(
+            ThreadPoolExecutor(2)
+        )  # left last: an interrupt ends the children, and so the threads
+        converters = [stack.enter_context(conversion.Converter(work / log, options.timeout_s)) for log in LOGS]
+        exported = _exported(state)  # while the children load TensorFlow
+        groups = _jobs(state, options, exported)
+        jobs = [pool.submit(_convert, *pair) for pair in zip(converters, groups, strict=True)]
+        for done in as_completed(jobs):
+            made |= done.result()
+            state.run.progress.step(len(made), sum(map(len, groups)), "files")
+    found = {role: item.path for role, item in made.items() if item.path}
     return state.add(
-        files={**{role: path for role, path in exported.items() if path.is_relative_to(work)}, **made},
-        model=_ports(state, made["final"]),
-        conversion=facts,
-        notes=notes,
+        files={**{role: path for role, path in exported.items() if path.is_relative_to(work)}, **found},
+        model=_ports(state, found["final"]),
+        conversion={role: {"seconds": made[role].seconds, "size_bytes": found[role].stat().st_size} for role in found},
+        notes=[f"There is no {role} to compare with. {item.error}" for role, item in made.items() if item.error],
         summaries={
-            state.label: ", ".join(f"{role} {path.stat().st_size / 1024:.1f} KiB" for role, path in made.items())
+            state.label: ", ".join(f"{role} {path.stat().st_size / 1024:.1f} KiB" for role, path in found.items())
         },
     )
 
 
+def _convert(converter: Any, jobs: Sequence[_Job]) -> dict[str, _Made]:
+    """One converter's files, one after the other. Without ``final`` there is no build; without the others there is."""
+    made = {}
+    for job in jobs:
+        started = time.monotonic()
+        try:
+            path, error = converter.convert(job.source, job.output, **job.options), None
+        except ConversionError as problem:
+            if job.role == "final":
+                raise
+            path, error = None, str(problem)
+        made[job.role] = _Made(path, round(time.monotonic() - started, 3), error)
+    return made
+
+
 class _Job(NamedTuple):
-    """One file to make: its role and name, the SavedModel it is made of, and the converter's options."""
+    """One file to make: its role, where it goes, the SavedModel it is made of, and the converter's options."""
 
     role: str
-    name: str
+    output: Path
     source: Path
     options: dict[str, Any]
+
+
+class _Made(NamedTuple):
+    """What came of a job: a file, or why there is none."""
+
+    path: Path | None
+    seconds: float
+    error: str | None
 
 
 def _exported(state: State) -> dict[str, Path]:
@@ -85,16 +106,19 @@ def _exported(state: State) -> dict[str, Path]:
     return {**found, "exported": export.save(model, state.workspace / "exported")}
 
 
-def _jobs(state: State, options: Options, exported: Mapping[str, Path]) -> tuple[_Job, ...]:
-    ranges = {"representative": state.run.data.calibration.inputs()}
+def _jobs(state: State, options: Options, exported: Mapping[str, Path]) -> tuple[tuple[_Job, ...], tuple[_Job, ...]]:
+    """What to make of the model, and what to make of the float reference."""
+    work, ranges = state.workspace, {"representative": state.run.data.calibration.inputs()}
     trained = "quantized" in exported
     source = exported["quantized" if trained else "exported"]
     own = {**({} if trained else ranges), "per_channel_dense": options.per_channel_dense}
     theirs = {**ranges, "per_channel_dense": True}  # the converter's own default
     return (
-        _Job("final", "model.tflite", source, own),
-        _Job("dense_int8", "dense_int8.tflite", exported["reference"], theirs),
-        _Job("float_tflite", "float.tflite", exported["reference"], {"io": "float32"}),
+        (_Job("final", work / "model.tflite", source, own),),
+        (
+            _Job("dense_int8", work / "dense_int8.tflite", exported["reference"], theirs),
+            _Job("float_tflite", work / "float.tflite", exported["reference"], {"io": "float32"}),
+        ),
     )
 
 
@@ -112,7 +136,3 @@ def _port(tensor: tflite.Tensor) -> dict[str, Any]:
         "scale": float(tensor.scales[0]),
         "zero_point": int(tensor.zero_points[0]),
     }
-
-
-def _summary(facts: Mapping[str, Any]) -> str:
-    return ", ".join(f"{role} {entry['size_bytes'] / 1024:.1f} KiB" for role, entry in facts.items())

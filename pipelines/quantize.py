@@ -28,7 +28,7 @@ class Options(FitOptions):
 
 def run(state: State, options: Options) -> State:
     """Fold, fake-quantize, calibrate, fit, export."""
-    from edgeprune.keras import export, folding, intake, quantization, training
+    from edgeprune.keras import conversion, export, folding, intake, quantization, training
 
     training.start(state.run.seed)
     model, folded = folding.fold(intake.load_own(state.path("model")), options.fold)
@@ -39,6 +39,7 @@ def run(state: State, options: Options) -> State:
     calibration = state.run.data.calibration
     samples = quantization.calibrate(quantized, (x for x, _ in calibration.batches(64)))
     history = training.fit(quantized, state, options, training.objective(model, state.run.data.task))
+    conversion.prewarm()  # it loads TensorFlow while the model is exported
     return state.add(
         files={"quantized": export.save(quantized, state.workspace / "quantized")},
         history={state.label: {"epochs": history}} if history else {},

@@ -24,11 +24,11 @@ def samples(count=80, seed=0):
     return x, y
 
 
-def cnn(dropout=0.0, seed=0):
+def cnn(dropout=0.0, seed=0, activation="softmax"):
     """Every neighbourhood that TFMOT treats in its own way, 500 weights.
 
     ``stem`` BatchNormalization and ReLU; ``plain`` a separate ReLU layer without BatchNormalization (trap 1); ``depth``
-    depthwise; ``hidden`` an Activation("relu") layer; ``classes`` a softmax of its own.
+    depthwise; ``hidden`` an Activation("relu") layer; ``classes`` an activation inside.
     """
     keras.utils.set_random_seed(seed)
     inputs = keras.Input(SHAPE, name="image")
@@ -40,7 +40,7 @@ def cnn(dropout=0.0, seed=0):
     if dropout:
         x = layers.Dropout(dropout, name="dropout")(x)
     x = layers.Activation("relu", name="hidden_relu")(layers.Dense(8, name="hidden")(x))
-    return keras.Model(inputs, layers.Dense(CLASSES, activation="softmax", name="classes")(x), name="cnn")
+    return keras.Model(inputs, layers.Dense(CLASSES, activation=activation, name="classes")(x), name="cnn")
 
 
 def dense(*sizes, inputs=8, seed=0, **keywords):

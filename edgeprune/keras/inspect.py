@@ -11,38 +11,21 @@ where the positions are the layer's outputs without batch and channels (a transp
 from __future__ import annotations
 
 from math import prod
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from edgeprune import registry
 from edgeprune.keras import graph, intake, keras, pruning
 
 KERNELS = ("kernel", "depthwise_kernel", "pointwise_kernel")
 PATTERNS = (pruning.Pattern("weight"), pruning.Pattern("n:m", n=2, m=4))
 
 
-def load(source: str, trust: bool = False) -> Any:
-    """The model that a word names: a file, ``module:function``, or one of ``edgeprune list models``.
-
-    Raises:
-        ModelError: missing, corrupt, or of a kind that cannot be taken.
-        UntrustedModel: loading would run code, and ``trust`` is False.
-        NameUnknown: no such module or function.
-    """
-    if source in registry.names("models"):
-        return registry.module("models", source).build()
-    if ":" in source and not Path(source).exists():
-        return intake.from_python(source)
-    return intake.load(Path(source), trust)
-
-
 def inventory(source: str, trust: bool = False) -> dict[str, Any]:
     """Everything that ``edgeprune inspect MODEL --json`` prints, as plain data.
 
     Args:
-        source: as for ``load``.
+        source: as for ``intake.named``.
         trust: whether the user vouches for code inside the model file.
 
     Returns:
@@ -50,7 +33,7 @@ def inventory(source: str, trust: bool = False) -> dict[str, Any]:
         and ``sparsity`` (share of exact zeros among the kernels' weights, 0..1; None without kernels). Each layer with a
         kernel has ``pruning``: granularity -> None where it can carry that, else the reason why not.
     """
-    model = load(source, trust)
+    model, _ = intake.named(source, trust)
     macs = _macs_by_layer(model)
     pruned = _pruning_by_layer(model)
     layers = [{**_layer(layer, macs.get(layer.name, 0)), "pruning": pruned.get(layer.name)} for layer in model.layers]

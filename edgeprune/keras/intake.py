@@ -31,6 +31,32 @@ TENSOR_FUNCTIONS = re.compile(
 )
 
 
+def named(word: str, trust: bool = False) -> tuple[Any, bool]:
+    """The model that a word of the user's names, and whether its weights are trained.
+
+    Args:
+        word: a ``.keras`` or ``.h5`` file (trained), ``module:function``, or a name of ``edgeprune list models`` or the
+            dotted path of such a module (untrained).
+        trust: as for ``load``.
+
+    Raises:
+        ModelError: missing, corrupt, or of a kind that cannot be taken.
+        UntrustedModel: loading would run code, and ``trust`` is False.
+        NameUnknown: no such module or function.
+    """
+    path, known = Path(word), registry.names("models")
+    if path.exists() or path.suffix in SUFFIXES:
+        return load(path, trust), True
+    if ":" in word:
+        return from_python(word), False
+    if word in known or ("." in word and "/" not in word):
+        return take(registry.module("models", word).build(), word), False
+    raise ModelError(
+        f"There is no model file '{word}', and no built-in model of that name.{registry.suggestion(word, known)} Built in: "
+        f"{', '.join(known)}. Give the path of a .keras or .h5 file, or module:function."
+    )
+
+
 def load(path: Path, trust: bool = False) -> Any:
     """The model in a ``.keras`` or ``.h5`` file of Keras 2, uncompiled.
 

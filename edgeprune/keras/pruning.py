@@ -175,15 +175,12 @@ def tfmot_schedule(ramp: Ramp, steps: int, pattern: Pattern) -> Any:
     TFMOT updates masks only every ``frequency`` steps and only up to ``end_step``; unless the two meet, the last update
     comes early and the final sparsity is never reached. The end is therefore moved to a multiple of the frequency.
     """
-    begin, end = round(ramp.begin * steps), round(ramp.end * steps)
-    frequency = ramp.frequency or max(1, (end - begin) // UPDATES)
-    updates = max(1, (end - begin) // frequency)
-    frequency = min(frequency, max(1, end - begin))
-    last = begin + updates * frequency
+    end = max(1, round(ramp.end * steps))
+    begin = min(round(ramp.begin * steps), end - 1)  # a short stage may round both to one step
+    frequency = min(ramp.frequency or max(1, (end - begin) // UPDATES), end - begin)
+    last = begin + (end - begin) // frequency * frequency
     if ramp.schedule == "constant":
-        return tfmot.sparsity.keras.ConstantSparsity(
-            ramp.final, begin, end_step=max(last, begin + 1), frequency=frequency
-        )
+        return tfmot.sparsity.keras.ConstantSparsity(ramp.final, begin, end_step=last, frequency=frequency)
     if ramp.schedule == "steps":
         return StepSchedule(pattern.m - pattern.n, pattern.m, begin, last, frequency)
     return tfmot.sparsity.keras.PolynomialDecay(

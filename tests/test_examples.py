@@ -1,0 +1,19 @@
+"""The examples run."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+@pytest.mark.slow
+def test_a_live_model_becomes_a_file_with_2_4_zeros(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    example = runpy.run_path(str(EXAMPLES / "live_model.py"))
+    example["main"](epochs=6, out=str(tmp_path / "run"))
+    assert "accuracy 0.9" in capsys.readouterr().out
+    assert (tmp_path / "run" / "model.tflite").stat().st_size > 0

@@ -1,0 +1,286 @@
+"""Masks: which layers, how many weights, in which pattern, at which step; and zeros that are there in the end."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import pruning_reference
+from keras_models import advance, assert_identical, cnn, dense, keras, layers, run, shaken, weights
+
+from edgeprune import pipeline
+from edgeprune.errors import RecipeError
+from edgeprune.keras import graph, intake, pruning, tf, tfmot
+from edgeprune.keras.pruning import Pattern, Ramp
+from edgeprune.pipelines import prune
+
+WEIGHT, NM, BLOCK = Pattern(), Pattern("n:m", n=2, m=4), Pattern("block", block=(4, 1))
+POLYNOMIAL = Ramp("polynomial", 0.0, 0.5, 0.0, 0.6)
+STEPS = Ramp("steps", 0.0, 0.5, 0.0, 0.6)
+
+
+def wrapped(model, pattern, ramp, steps):
+    return pruning.wrap(model, pruning.plan(model, pattern), pattern, ramp, steps)
+
+
+def zeros(mask):
+    return int(mask.size - mask.sum())
+
+
+def nm_zeros(mask, m):
+    """Zeros in every block of m consecutive input channels; the input axis is the last but one in every Keras kernel."""
+    return (~np.moveaxis(mask, -2, -1).reshape(-1, m)).sum(-1)
+
+
+# which layers
+
+
+@pytest.fixture(scope="module")
+def zoo():
+    """One layer for every reason."""
+    x = given = keras.Input((8, 8, 3), name="x")
+    x = layers.Conv2D(8, 3, name="stem")(x)
+    x = layers.BatchNormalization(name="bn")(x)
+    x = layers.Conv2D(8, 1, groups=2, name="grouped")(x)
+    x = layers.DepthwiseConv2D(3, name="depth")(x)
+    x = layers.SeparableConv2D(8, 1, name="separable")(x)
+    x = layers.Conv2DTranspose(8, 1, name="transposed")(x)
+    x = layers.Conv2D(6, 1, name="even")(x)
+    x = layers.GlobalAveragePooling2D(name="pool")(x)
+    return keras.Model(given, layers.Dense(4, name="classes")(x))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        (WEIGHT, {"stem": None, "even": None, "classes": None}),
+        (NM, {"stem": "3 input channels, not divisible by 4", "even": None, "classes": "6 input channels, not divisible by 4"}),
+        (
+            Pattern("block", block=(2, 4)),
+            {
+                "stem": "kernel 3x8 (input x output channels), not divisible into 2x4 blocks",
+                "even": "kernel 8x6 (input x output channels), not divisible into 2x4 blocks",
+                "classes": None,
+            },
+        ),
+    ],
+    ids=str,
+)
+def test_plan_names_every_layer_with_its_reason(zoo, pattern, expected):
+    found = {entry.name: entry.reason for entry in pruning.plan(zoo, pattern)}
+    assert found == {
+        **expected,
+        "bn": "BatchNormalization has no kernel that is pruned",
+        "grouped": "grouped convolution",
+        "depth": "depthwise: each filter sees one channel, so there are too few weights to choose from",
+        "separable": "SeparableConv2D has no kernel that is pruned",
+        "transposed": "Conv2DTranspose has no kernel that is pruned",
+    }
+
+
+def test_plan_takes_whole_names(zoo):
+    def prunable(**words):
+        return [entry.name for entry in pruning.plan(zoo, WEIGHT, **words) if entry.prunable]
+
+    assert prunable(include="stem|even") == ["stem", "even"]
+    assert prunable(include="ste") == []
+    assert prunable(exclude="s.*") == ["even", "classes"]
+    reasons = {entry.name: entry.reason for entry in pruning.plan(zoo, WEIGHT, "e.*", "even")}
+    assert (reasons["stem"], reasons["even"]) == ("not named by include: e.*", "named by exclude: even")
+
+
+def test_only_a_kernel_left_alone_is_worth_a_note(zoo):
+    left = [entry.name for entry in pruning.plan(zoo, NM) if entry.left_alone]
+    assert left == ["stem", "grouped", "depth", "separable", "transposed", "classes"]
+
+
+def test_nothing_to_prune_is_a_named_error():
+    with pytest.raises(RecipeError, match=r"pattern 2:4 \(d1: 6 input channels, not divisible by 4\)"):
+        wrapped(dense(3, inputs=6), NM, STEPS, 10)
+
+
+def test_wrapping_leaves_the_model_as_it_is():
+    model = shaken(cnn())
+    before = weights(model)
+    pruned = wrapped(model, WEIGHT, POLYNOMIAL, 10)
+    advance(pruned, 10)
+    assert_identical(weights(model), before)
+    assert not {id(layer) for layer in model.layers} & {id(layer) for layer in pruned._flatten_layers()}
+
+
+# how many weights
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7, 25, 333])
+@pytest.mark.parametrize("span", [(0.0, 0.6), (0.1, 1.0), (0.95, 1.0), (0.3, 0.3001)], ids=str)
+@pytest.mark.parametrize("frequency", [None, 1, 4, 1000])
+def test_the_last_update_has_the_final_sparsity_within_the_stage(steps, span, frequency):
+    """TFMOT updates at multiples of the frequency and not after end_step; where the two do not meet, it stops short."""
+    schedule = pruning.tfmot_schedule(Ramp("polynomial", 0.0, 0.8, *span, frequency=frequency), steps, WEIGHT)
+    updated, sparsity = schedule(tf.range(1, steps + 1))
+    assert sparsity[updated].numpy()[-1] == pytest.approx(0.8)
+
+
+@pytest.mark.parametrize("steps", [7, 25])
+@pytest.mark.parametrize("final", [0.37, 0.5, 0.9])
+@pytest.mark.parametrize("schedule", ["polynomial", "constant"])
+def test_sparsity_is_exact_to_one_weight(schedule, final, steps):
+    model = wrapped(shaken(dense(7, 5, inputs=9)), WEIGHT, Ramp(schedule, 0.0, final, 0.1, 0.7), steps)
+    advance(model, steps)
+    for mask in pruning.masks(model).values():
+        assert abs(zeros(mask) / mask.size - final) <= 1 / mask.size
+
+
+def test_the_smallest_magnitudes_go():
+    model = shaken(dense(6))
+    pruned = wrapped(model, WEIGHT, Ramp("constant", 0.0, 0.5, 0.0, 0.6), 5)
+    advance(pruned, 5)
+    kernel = np.abs(model.get_layer("d1").kernel.numpy())
+    assert np.array_equal(pruning.masks(pruned)["d1"], kernel > np.median(kernel))
+
+
+# in which pattern
+
+
+def as_dense_and_convolution(pattern, ramp, steps=4, taken=None):
+    """Masks of a Dense (in, out) and of a Conv2D (height, width, in, out) kernel, with the kernels they came from."""
+    x = given = keras.Input((4, 4, 8), name="x")
+    x = layers.GlobalAveragePooling2D()(layers.Conv2D(16, (3, 2), name="conv")(x))
+    model = shaken(keras.Model(given, layers.Dense(6, name="dense")(x)))
+    pruned = wrapped(model, pattern, ramp, steps)
+    advance(pruned, taken or steps)
+    found = pruning.masks(pruned)
+    return [(found[name], model.get_layer(name).kernel.numpy()) for name in ("conv", "dense")]
+
+
+@pytest.mark.parametrize("ramp", [STEPS, STEPS._replace(schedule="constant")], ids=lambda ramp: ramp.schedule)
+@pytest.mark.parametrize(("n", "m"), [(2, 4), (1, 4), (3, 4), (1, 2), (4, 8)])
+def test_nm_keeps_the_largest_of_consecutive_input_channels(ramp, n, m):
+    for mask, kernel in as_dense_and_convolution(Pattern("n:m", n=n, m=m), ramp):
+        assert np.array_equal(mask, pruning_reference.nm_mask(kernel, n, m))
+        assert np.all(nm_zeros(mask, m) == m - n)
+
+
+@pytest.mark.parametrize("pooling", ["AVG", "MAX"])
+@pytest.mark.parametrize("block", [(4, 1), (1, 2), (4, 2), (8, 1)])
+def test_blocks_live_or_die_whole(block, pooling):
+    for mask, kernel in as_dense_and_convolution(Pattern("block", block=block, pooling=pooling), POLYNOMIAL):
+        assert np.array_equal(mask, pruning_reference.block_mask(kernel, block, 0.5, pooling))
+        assert zeros(mask) * 2 == mask.size
+
+
+# at which step
+
+
+def sparsities(pattern, ramp, steps, layer="d1"):
+    """Share of zeros after every step."""
+    model = wrapped(shaken(dense(8, inputs=16)), pattern, ramp, steps)
+    found = []
+    update = tfmot.sparsity.keras.UpdatePruningStep()
+    update.set_model(model)
+    update.on_train_begin()
+    for _ in range(steps):
+        model(np.zeros((1, 16), "float32"), training=True)
+        found.append(1.0 - float(pruning.masks(model)[layer].mean()))
+    return found
+
+
+def test_a_ramp_lays_one_zero_per_block_at_a_time():
+    """Trap 2: TFMOT alone lays 2:4 at step 1, whatever the schedule says."""
+    ramp = Ramp("steps", 0.0, 0.5, 0.25, 0.75)
+    assert sparsities(NM, ramp, 8) == [0.0, 0.25, 0.25, 0.5, 0.5, 0.5, 0.5, 0.5]
+    assert sparsities(NM, ramp._replace(schedule="constant"), 8) == [0.5] * 8
+
+
+def test_on_the_way_every_block_has_one_zero():
+    for mask, kernel in as_dense_and_convolution(NM, Ramp("steps", 0.0, 0.5, 0.0, 1.0), steps=8, taken=3):
+        assert np.array_equal(mask, pruning_reference.nm_mask(kernel, 3, 4))
+
+
+def test_three_of_four_is_reached_over_two_of_four_to_one_of_four():
+    ramp = Ramp("steps", 0.0, 0.75, 0.0, 0.9)
+    found = sparsities(Pattern("n:m", n=1, m=4), ramp, 10)
+    assert [share for share, _ in itertools.groupby(found)] == [0.25, 0.5, 0.75]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "ramp"),
+    [
+        (WEIGHT, Ramp("polynomial", 0.0, 0.5, 0.0, 0.75)),
+        (WEIGHT, Ramp("polynomial", 0.25, 0.75, 0.125, 0.875, power=1.0)),
+        (WEIGHT, Ramp("constant", 0.0, 0.5, 0.25, 0.5)),
+        (NM, Ramp("steps", 0.0, 0.5, 0.25, 0.75)),
+        (Pattern("n:m", n=1, m=4), Ramp("steps", 0.0, 0.75, 0.0, 1.0)),
+    ],
+    ids=lambda value: str(value) if isinstance(value, Pattern) else value.schedule,
+)
+def test_the_reported_schedule_is_the_one_that_is_followed(pattern, ramp):
+    steps = 128
+    theirs, ours = pruning.tfmot_schedule(ramp, steps, pattern), pruning.schedule_function(ramp, pattern)
+    updated, sparsity = theirs(tf.range(1, steps + 1))
+    compared = [step for step in range(1, steps + 1) if updated[step - 1]]  # between updates, and later, masks stay
+    assert len(compared) > 30
+    for step in compared:
+        assert ours(step / steps) == pytest.approx(float(tf.broadcast_to(sparsity, [steps])[step - 1]), abs=1e-6)
+    assert ours(1.0) == ramp.final
+
+
+def test_what_tfmot_lays_at_once_is_reported_so():
+    ours = pruning.schedule_function(Ramp("constant", 0.0, 0.5, 0.3, 0.6), NM)
+    assert (ours(0.0), ours(1.0)) == (0.5, 0.5)
+
+
+# and in the end
+
+
+def test_strip_masks_once_more():
+    """Trap 27: the last step of the optimizer comes after the last masking."""
+    model = shaken(cnn())
+    pruned = wrapped(model, NM, STEPS, 10)
+    advance(pruned, 10)
+    masks = pruning.masks(pruned)
+    for name in masks:
+        kernel = next(layer.layer for layer in pruned.layers if getattr(layer, "layer", layer).name == name).kernel
+        kernel.assign_add(np.full(kernel.shape, 1e-4))
+    plain = pruning.strip(pruned)
+    assert [layer.name for layer in plain.layers] == [layer.name for layer in model.layers]
+    for name, mask in masks.items():
+        kernel = plain.get_layer(name).kernel.numpy()
+        assert np.array_equal(kernel != 0, mask)
+    assert {type(layer).__module__.split(".")[0] for layer in plain.layers} == {"tf_keras"}
+
+
+def test_masks_come_back_from_their_file(tmp_path):
+    masks = {"a": np.array([[True, False]]), "b/c": np.zeros((2, 2, 1, 1), bool)}
+    found = pruning.load_masks(pruning.save_masks(masks, tmp_path / "masks.npz"))
+    assert list(found) == ["a", "b/c"] and all(np.array_equal(found[name], masks[name]) for name in masks)
+
+
+@pytest.mark.parametrize(
+    ("words", "pattern"),
+    [({"final": 0.4, "frequency": 2}, "weight"), ({"granularity": "n:m"}, "2:4"), ({"granularity": "block", "final": 0.75}, "block 4x1")],
+    ids=["weight", "n:m", "block"],
+)
+def test_the_stage_trains_prunes_and_tells(tmp_path, words, pattern):
+    model = cnn()
+    (tmp_path / "work").mkdir()
+    intake.save(model, tmp_path / "model.keras")
+    whole = run(tmp_path, {"prune": {"epochs": 3, "batch_size": 16, "learning_rate": 0.01, **words}})
+    state = pipeline.State(whole, files={"model": "model.keras"}, label="prune", workspace=tmp_path / "work")
+    made = prune.run(state, whole.recipe.stages[0].options)
+    pruned = intake.load_own(tmp_path / "work" / "model.keras")
+    masks = pruning.load_masks(tmp_path / "work" / "masks.npz")
+    final = words.get("final", 0.5)
+    for name, mask in masks.items():
+        entry = made.facts["pruning"]["layers"][name]
+        assert (entry["granularity"], entry["sparsity_target"]) == (pattern, final)
+        assert entry["sparsity_keras"] == pytest.approx(zeros(mask) / mask.size)
+        assert abs(zeros(mask) / mask.size - final) <= 4 / mask.size
+        assert np.all(pruned.get_layer(name).kernel.numpy()[~mask] == 0)
+    assert made.facts["pruning"]["layers"]["depth"]["reason"].startswith("depthwise")
+    assert any("depth is not pruned" in note for note in made.facts["notes"])
+    epochs = made.facts["history"]["prune"]["epochs"]
+    assert [entry["epoch"] for entry in epochs] == [1, 2, 3] and epochs[-1]["sparsity"] == final
+    assert made.facts["history"]["prune"]["schedule"][-1] == {"epoch": 3.0, "sparsity": final}
+    assert graph.largest_difference(model, pruned) > 0.01

@@ -22,7 +22,7 @@ DEFAULT_TARGET = "rpi4"
 RUN_FILE = "run.json"
 RECIPE_FILE = "recipe.yaml"
 MODEL_FILE = "input/model.keras"
-OWN = ("stages", "input", "model.tflite", "model.keras", "report.json", "report.html", RECIPE_FILE, RUN_FILE, ".lock")
+OWN = ("stages", "input", "model.tflite", "model.keras", "report.json", "report.html", RECIPE_FILE, RUN_FILE)
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def build(
     changes = {**(overrides or {}), **{f"budget.{name}": value for name, value in budget.items() if value is not None}}
     try:
         if resume:
-            run = _resumed(_folder_to_resume(out), data, target, recipe, changes, board, trust, shown)
+            run = _resumed(_folder_to_resume(out), model, data, target, recipe, changes, board, trust, shown)
         else:
             run = _fresh(
                 model,
@@ -200,6 +200,7 @@ def _fresh(
 
 def _resumed(
     folder: Path,
+    model: Any,
     data: Any,
     target: str | None,
     source: Any,
@@ -215,6 +216,11 @@ def _resumed(
         raise RunFolderError(
             f"{folder} was started with another recipe than the one given now. Resume it without --recipe, --set and budgets "
             f"(its own are in {folder / RECIPE_FILE}), or start anew with --force."
+        )
+    if model is not None and _model_word(model)[0] != words.model:
+        raise RunFolderError(
+            f"{folder} was started for the model '{words.model}', not '{_model_word(model)[0]}'. Resume it without a model, or choose "
+            "another --out."
         )
     if target is not None and target != words.target:
         raise RunFolderError(
@@ -306,7 +312,7 @@ def _check_free(folder: Path, force: bool) -> None:
     """A run folder is never shared with another run, nor with anything that is not ours."""
     if folder.exists() and not folder.is_dir():
         raise RunFolderError(f"{folder} is a file. Choose another folder with --out.")
-    if force or not folder.exists() or not any(folder.iterdir()):
+    if force or not folder.exists() or _unopened(folder):
         return
     if (folder / RUN_FILE).exists():
         raise RunFolderError(
@@ -317,6 +323,12 @@ def _check_free(folder: Path, force: bool) -> None:
     )
 
 
+def _unopened(folder: Path) -> bool:
+    """Whether a folder is empty, or all that is in it was left by a build that was killed while it made its run folder."""
+    names = {path.name for path in folder.iterdir() if not path.name.startswith(files.TEMPORARY)}
+    return not names or (pipeline.LOCK_FILE in names and names <= {pipeline.LOCK_FILE, "input", RECIPE_FILE})
+
+
 def _open_folder(folder: Path, words: _Words, chosen: recipe.Recipe, live: Any) -> None:
     """Make the run folder: what an earlier run left is removed, run.json comes last."""
     from edgeprune.keras import intake
@@ -324,7 +336,7 @@ def _open_folder(folder: Path, words: _Words, chosen: recipe.Recipe, live: Any) 
     with files.writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with pipeline.lock(folder):
-            for name in OWN[:-1]:
+            for name in OWN:
                 path = folder / name
                 if path.is_dir():
                     shutil.rmtree(path)

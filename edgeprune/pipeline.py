@@ -35,6 +35,7 @@ from edgeprune.target import Connection, Target
 
 STATE_FILE = "state.json"
 KEY_FILE = "key"
+LOCK_FILE = ".lock"
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,8 @@ def run(run: Run, given: Mapping[str, str]) -> State:
         EdgepruneError: what a stage raises; finished stages and checkpoints stay, so the run can be resumed.
     """
     with lock(run.folder):
-        files.sweep(run.folder)
+        for folder in (run.folder, run.folder / "stages"):
+            files.sweep(folder)
         state = State(run, files=dict(given))
         key = _digest({"edgeprune": edgeprune.__version__, "inputs": dict(run.inputs), "seed": run.seed})
         total = len(run.recipe.stages)
@@ -191,6 +193,7 @@ def _open_workspace(workspace: Path, key: str) -> None:
         if workspace.exists() and (not key_file.exists() or key_file.read_text(encoding="utf-8") != key):
             shutil.rmtree(workspace)
         workspace.mkdir(parents=True, exist_ok=True)
+        files.sweep(workspace)
     except OSError as error:
         raise RunFolderError(f"The run folder cannot be written: {error}. Choose another with --out.") from error
     if not key_file.exists():
@@ -224,7 +227,7 @@ def lock(folder: Path) -> Iterator[None]:
         RunFolderError: another build is at work there, or the folder cannot be written.
     """
     try:
-        handle = (folder / ".lock").open("a")
+        handle = (folder / LOCK_FILE).open("a")
     except OSError as error:
         raise RunFolderError(
             f"The run folder {folder} cannot be written: {error}. Choose another with --out."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,16 @@ def cnn(dropout=0.0, seed=0, activation="softmax"):
         x = layers.Dropout(dropout, name="dropout")(x)
     x = layers.Activation("relu", name="hidden_relu")(layers.Dense(8, name="hidden")(x))
     return keras.Model(inputs, layers.Dense(CLASSES, activation=activation, name="classes")(x), name="cnn")
+
+
+def small(dropout=0.5, seed=0):
+    """The fewest layers that hold everything a resumed fit has to restore: BatchNormalization, dropout, a separate ReLU."""
+    keras.utils.set_random_seed(seed)
+    inputs = keras.Input(SHAPE, name="image")
+    x = layers.Conv2D(8, 3, 2, name="conv")(inputs)
+    x = layers.ReLU(name="relu")(layers.BatchNormalization(name="bn")(x))
+    x = layers.Dropout(dropout, name="dropout")(layers.GlobalAveragePooling2D(name="pool")(x))
+    return keras.Model(inputs, layers.Dense(CLASSES, activation="softmax", name="classes")(x), name="small")
 
 
 def dense(*sizes, inputs=8, seed=0, **keywords):
@@ -87,9 +98,9 @@ def state(folder, label="train", **keywords):
 
 
 def weights(model):
-    """Every variable by name, optimizer slots included: what must be bit for bit the same after a resume."""
+    """Every variable by place and name, optimizer slots included; without the numbers that Keras counts models with."""
     variables = list(model.variables) + (list(model.optimizer.variables) if getattr(model, "optimizer", None) else [])
-    return {f"{place} {variable.name}": variable.numpy() for place, variable in enumerate(variables)}
+    return {f"{place} {re.sub('_[0-9]+', '', variable.name)}": variable.numpy() for place, variable in enumerate(variables)}
 
 
 def assert_identical(one, other):

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeprune import files, registry
-from edgeprune.errors import EdgepruneError, ModelError, UntrustedModel
+from edgeprune.errors import EdgepruneError, ModelError, RunFolderError, UntrustedModel
 from edgeprune.keras import graph, keras
 
 SUFFIXES = (".keras", ".h5", ".hdf5")
@@ -131,8 +131,17 @@ def save(model: Any, path: Path) -> Path:
 
 
 def load_own(path: Path) -> Any:
-    """A model that ``save`` wrote into a run folder."""
-    return keras.models.load_model(path, compile=False)
+    """A model that ``save`` wrote into a run folder.
+
+    It may hold a Lambda: it was checked, or vouched for, or made by the user's own code, when it was taken.
+
+    Raises:
+        RunFolderError: it is gone or damaged.
+    """
+    try:
+        return keras.models.load_model(path, compile=False, safe_mode=False)
+    except Exception as error:  # whatever Keras meets inside
+        raise RunFolderError(f"{path} is gone or damaged: {_first_line(error)} Build again with --force.") from error
 
 
 def check_config(config: Any, where: str) -> None:

@@ -11,6 +11,7 @@ import io
 import json
 import math
 import time
+import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -153,7 +154,7 @@ def _restore(model: Any, path: Path) -> list[Epoch]:
         with np.load(path, allow_pickle=False) as saved:
             history: list[Epoch] = json.loads(str(saved["history"]))
             values = [saved[f"v{number}"] for number in range(len(saved.files) - 1)]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise RunFolderError(
             f"The checkpoint {path} is damaged: {error}. Delete it to repeat this stage, or build with --force."
         ) from error

@@ -265,8 +265,9 @@ def inspect(file: str, trust: bool, as_json: bool) -> None:
 
 @cli.command()
 @click.argument("run", metavar="RUN")
+@click.option("--page", metavar="FILE.html", help="Draw the page anew, into this file.")
 @as_json
-def report(run: str, as_json: bool) -> None:
+def report(run: str, page: str | None, as_json: bool) -> None:
     """Show the report of a run.
 
     RUN is a run folder or its report.json.
@@ -275,10 +276,12 @@ def report(run: str, as_json: bool) -> None:
     Example:
       edgeprune report runs/demo
     """
+    from edgeprune import files, report_terminal
     from edgeprune import report as reports
-    from edgeprune import report_terminal
 
     loaded = reports.load(run)
+    if page:
+        files.write_text_atomic(page, reports.html(loaded))
     if as_json:
         _print_json(loaded)
     else:

@@ -198,9 +198,8 @@ class Runner:
             outputs = [interpreter.get_tensor(port.tensor) for port in self.outputs]
         except RuntimeError as error:
             raise ArtefactError(
-                f"The runtime on this machine cannot run {self._name}: {error}. Convert the model again; if that does "
-                "not help, "
-                "the installed ai-edge-litert lacks one of its kernels."
+                f"The runtime on this machine cannot run {self._name}: {error}. Convert the model again; if that "
+                "does not help, the installed ai-edge-litert lacks one of its kernels."
             ) from error
         return tuple(
             array.reshape(len(inputs[0]), *port.shape) for port, array in zip(self.outputs, outputs, strict=True)
@@ -227,8 +226,7 @@ class Runner:
         except (RuntimeError, ValueError) as error:
             raise ArtefactError(
                 f"The runtime on this machine cannot load {self._name}: {error}. Convert the model again; if that "
-                "does not help, "
-                "the installed ai-edge-litert lacks one of its kernels."
+                "does not help, the installed ai-edge-litert lacks one of its kernels."
             ) from error
         return interpreter
 

@@ -64,9 +64,8 @@ def _prove(file: tflite.TFLiteFile, layer: str, mask: np.ndarray, pattern: str |
     if alive.any():
         raise ArtefactError(
             f"The layer '{layer}' has {int(alive.sum())} of {int((~kept).sum())} pruned weights that are not zero in "
-            "the file (tensor "
-            f"'{tensor.name}'): the zeros were lost after pruning. Quantize with a scheme that keeps them, and report "
-            "this with the recipe."
+            f"the file (tensor '{tensor.name}'): the zeros were lost after pruning. Quantize with a scheme that "
+            "keeps them, and report this with the recipe."
         )
     return LayerProof(
         layer=layer,
@@ -89,10 +88,9 @@ def _kernel(file: tflite.TFLiteFile, layer: str, mask: np.ndarray) -> tuple[tfli
         if tensor is not None:
             return tensor, kept
     raise ArtefactError(
-        f"The file has no kernel for the pruned layer '{layer}', whose mask has the shape {mask.shape}: nothing there "
-        "has a fitting "
-        f"name and shape. The kernels are: {', '.join(sorted(map(str, tflite.weights_by_layer(file))))}. Convert the "
-        "pruned model again."
+        f"The file has no kernel for the pruned layer '{layer}', whose mask has the shape {mask.shape}: nothing "
+        "there has a fitting name and shape. The kernels are: "
+        f"{', '.join(sorted(map(str, tflite.weights_by_layer(file))))}. Convert the pruned model again."
     )
 
 
@@ -126,7 +124,6 @@ def _n_of_m(layer: str, zero: np.ndarray, pattern: str | None) -> dict[str, floa
         broken = "its input channels are no multiple of it" if share is None else f"only {share:.1%} of its blocks do"
         raise ArtefactError(
             f"The layer '{layer}' must keep at most {n} of every {m} consecutive input channels in the file, but "
-            f"{broken}. Quantize with "
-            "a scheme that keeps the zeros, or leave the layer out of the pattern."
+            f"{broken}. Quantize with a scheme that keeps the zeros, or leave the layer out of the pattern."
         )
     return {"n": n, "m": m, "share": share}

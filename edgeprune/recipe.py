@@ -83,8 +83,12 @@ class RecipeFile(Strict):
     description: str = Field("", description="one line for `edgeprune list recipes`")
     seed: int = Field(0, ge=0, lt=2**31, description="of every random choice in the build")
     metric: str | None = Field(None, description="accuracy, auc, mse ... or module:function; default: by the task")
-    data: DataOptions = Field(default_factory=lambda: DataOptions.model_validate({}), description="splits, calibration and preprocessing")
-    budget: Budget = Field(default_factory=lambda: Budget.model_validate({}), description="limits that the final model must keep")
+    data: DataOptions = Field(
+        default_factory=lambda: DataOptions.model_validate({}), description="splits, calibration and preprocessing"
+    )
+    budget: Budget = Field(
+        default_factory=lambda: Budget.model_validate({}), description="limits that the final model must keep"
+    )
     stages: dict[str, dict[str, Any] | None] = Field(description="label -> options, in the order they run")
 
     @model_validator(mode="after")

@@ -111,8 +111,8 @@ def _check(report: Any, file: Path) -> None:
             expected = "an object" if kind is dict else "a list"
             given = type(report[key]).__name__
             raise RunFolderError(
-                f"{file} is damaged: '{key}' is {given}, expected {expected}. "
-                "Write it anew with `edgeprune build ... --resume`."
+                f"{file} is damaged: '{key}' is {given}, expected {expected}. Write it anew with `edgeprune build "
+                "... --resume`."
             )
 
 

@@ -263,8 +263,8 @@ def _only(found: list[Tensor], layer: str, shape: tuple[int, ...] | None) -> Ten
         names = ", ".join(repr(tensor.name) for tensor in found)
         wanted = "" if shape is None else f" of shape {shape}"
         raise ArtefactError(
-            f"Layer {layer!r} fits {len(found)} kernels{wanted} in the file: {names}. "
-            f"Give the layer a name of its own, or its full path inside nested models."
+            f"Layer {layer!r} fits {len(found)} kernels{wanted} in the file: {names}. Give the layer a name of its "
+            "own, or its full path inside nested models."
         )
     return found[0]
 

@@ -158,8 +158,8 @@ def _said(result: parity.Parity) -> str:
     by = result.comparison
     how = (
         f"The .tflite file's outputs differ from the fake-quantized model's by {by.systematic_difference_steps:.1f} "
-        "steps "
-        f"on average where it is most, {by.rms_difference_steps:.1f} rms and {by.largest_difference_steps} at most."
+        f"steps on average where it is most, {by.rms_difference_steps:.1f} rms and {by.largest_difference_steps} at "
+        "most."
     )
     if result.first is None:
         return f"{how} No op diverges by itself: roundings have added up, as they do behind a softmax."

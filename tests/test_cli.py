@@ -217,6 +217,11 @@ def test_report(run_folder, capsys):
     assert json.loads(capsys.readouterr().out) == report.load(run_folder)
 
 
+def test_report_draws_the_page_anew(run_folder, somewhere):
+    assert cli.run(["report", run_folder, "--page", "again.html"]) == 0
+    assert "<html" in (somewhere / "again.html").read_text()
+
+
 def test_compare(run_folder, capsys, somewhere):
     assert cli.run(["compare", run_folder, run_folder, "--page", "both.html"]) == 0
     assert "accuracy" in capsys.readouterr().out

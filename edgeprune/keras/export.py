@@ -121,8 +121,8 @@ def _check_static(model: Any) -> None:
         if any(side is None for side in tensor.shape[1:]):
             raise ModelError(
                 f"The input '{name}' of '{model.name}' has the shape {tuple(tensor.shape)}. A .tflite file needs "
-                "every side but the "
-                "batch: build the model with a fixed input shape, for example keras.Input((96, 96, 3))."
+                "every side but the batch: build the model with a fixed input shape, for example keras.Input((96, "
+                "96, 3))."
             )
 
 

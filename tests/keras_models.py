@@ -67,7 +67,9 @@ def dense(*sizes, inputs=8, seed=0, **keywords):
 def shaken(model, seed=1):
     """The model with every weight moved off its initial value, BatchNormalization statistics included."""
     random = np.random.Generator(np.random.PCG64(seed))
-    model.set_weights([random.uniform(0.2, 1.0, w.shape) * random.choice([-1, 1], w.shape) for w in model.get_weights()])
+    model.set_weights(
+        [random.uniform(0.2, 1.0, w.shape) * random.choice([-1, 1], w.shape) for w in model.get_weights()]
+    )
     for layer in model.layers:
         if isinstance(layer, layers.BatchNormalization):
             layer.moving_variance.assign(random.uniform(0.5, 2.0, layer.moving_variance.shape))
@@ -100,7 +102,9 @@ def state(folder, label="train", **keywords):
 def weights(model):
     """Every variable by place and name, optimizer slots included; without the numbers that Keras counts models with."""
     variables = list(model.variables) + (list(model.optimizer.variables) if getattr(model, "optimizer", None) else [])
-    return {f"{place} {re.sub('_[0-9]+', '', variable.name)}": variable.numpy() for place, variable in enumerate(variables)}
+    return {
+        f"{place} {re.sub('_[0-9]+', '', variable.name)}": variable.numpy() for place, variable in enumerate(variables)
+    }
 
 
 def assert_identical(one, other):
@@ -130,7 +134,9 @@ def steps(model, count, learning_rate, seed=0):
     def step(x, y):
         with tf.GradientTape() as tape:
             loss = tf.reduce_mean(tf.square(model(x, training=True) - y))
-        optimizer.apply_gradients(zip(tape.gradient(loss, model.trainable_variables), model.trainable_variables, strict=True))
+        optimizer.apply_gradients(
+            zip(tape.gradient(loss, model.trainable_variables), model.trainable_variables, strict=True)
+        )
 
     optimizer.build(model.trainable_variables)
     for _ in range(count):

@@ -39,7 +39,9 @@ def data_file(somewhere):
 
 
 def build(model=None, data=None, **words):
-    return api.build(model or small(), data if data is not None else samples(), **{"recipe": RECIPE, "progress": Silent(), **words})
+    return api.build(
+        model or small(), data if data is not None else samples(), **{"recipe": RECIPE, "progress": Silent(), **words}
+    )
 
 
 def contents(folder):
@@ -54,7 +56,9 @@ def test_the_public_name_is_build():
 
 
 def test_a_run_folder_holds_what_decides_the_run(somewhere, model_file, data_file):
-    result = build(model_file, data_file, out="run", target="rpi5", overrides={"seed": 4}, command="edgeprune build net.keras")
+    result = build(
+        model_file, data_file, out="run", target="rpi5", overrides={"seed": 4}, command="edgeprune build net.keras"
+    )
     assert (result.folder, result.missed) == (somewhere / "run", ())
     words = json.loads((somewhere / "run" / "run.json").read_text())
     assert {key: words[key] for key in ("model", "data", "target", "trained", "command")} == {
@@ -63,7 +67,13 @@ def test_a_run_folder_holds_what_decides_the_run(somewhere, model_file, data_fil
     }
     kept = yaml_files.read(somewhere / "run" / "recipe.yaml")
     assert (kept["seed"], kept["stages"], kept["data"]["validation"]) == (4, {"evaluate": {}}, 0.1)
-    assert sorted(path.name for path in (somewhere / "run").iterdir()) == [".lock", "input", "recipe.yaml", "run.json", "stages"]
+    assert sorted(path.name for path in (somewhere / "run").iterdir()) == [
+        ".lock",
+        "input",
+        "recipe.yaml",
+        "run.json",
+        "stages",
+    ]
 
 
 def test_the_folder_is_named_by_model_target_and_recipe(somewhere, model_file):
@@ -123,7 +133,11 @@ REFUSED = {
     "missing model": (lambda _: {"model": "absent.h5"}, ModelError, r"no model file 'absent\.h5'"),
     "truncated model": (broken_model, ModelError, r"net\.h5 is damaged or not a Keras model"),
     "Lambda": (lambda_model, UntrustedModel, r"net\.keras has a Lambda layer \('twice'\).*--trust"),
-    "unknown name": (lambda _: {"model": "digit-resnet"}, ModelError, r"no model.*'digit-resnet'.*Did you mean 'digits-resnet'\?"),
+    "unknown name": (
+        lambda _: {"model": "digit-resnet"},
+        ModelError,
+        r"no model.*'digit-resnet'.*Did you mean 'digits-resnet'\?",
+    ),
     "unknown module": (lambda _: {"model": "own_absent:build"}, NameUnknown, "no module 'own_absent'"),
     "several outputs": (several_outputs, ModelError, r"'two' has 1 inputs and 2 outputs; .* one of each"),
     "subclass": (lambda _: {"model": type("Own", (keras.Model,), {})()}, ModelError, "'own' is a subclass"),
@@ -136,8 +150,16 @@ REFUSED = {
     "empty split": (lambda _: {"data": (X[:0], Y[:0])}, DataError, r"(?i)empty|no samples"),
     "unknown target": (lambda _: {"target": "rpi44"}, NameUnknown, r"no target 'rpi44'.*Did you mean 'rpi4'\?"),
     "unknown recipe": (lambda _: {"recipe": "poly5"}, NameUnknown, r"no recipe 'poly5'.*Did you mean 'poly50'\?"),
-    "unknown key": (lambda _: {"overrides": {"stages.evaluate.epoch": 1}}, RecipeError, r"unknown key 'stages\.evaluate\.epoch'"),
-    "unknown stage": (lambda _: {"recipe": {"stages": {"prun": {}}}}, RecipeError, r"no stage 'prun'.*Did you mean 'prune'\?"),
+    "unknown key": (
+        lambda _: {"overrides": {"stages.evaluate.epoch": 1}},
+        RecipeError,
+        r"unknown key 'stages\.evaluate\.epoch'",
+    ),
+    "unknown stage": (
+        lambda _: {"recipe": {"stages": {"prun": {}}}},
+        RecipeError,
+        r"no stage 'prun'.*Did you mean 'prune'\?",
+    ),
     "unknown metric": (lambda _: {"overrides": {"metric": "acuracy"}}, Exception, r"acuracy.*accuracy"),
     "nothing to resume": (lambda _: {"resume": True, "model": None, "data": None}, RunFolderError, r"no run to resume"),
 }
@@ -146,7 +168,14 @@ REFUSED = {
 @pytest.mark.parametrize("what", REFUSED)
 def test_bad_input_is_a_named_error_and_nothing_is_written(what, somewhere):
     make, error, message = REFUSED[what]
-    words = {"model": small(), "data": samples(), "recipe": RECIPE, "out": "run", "progress": Silent(), **make(somewhere)}
+    words = {
+        "model": small(),
+        "data": samples(),
+        "recipe": RECIPE,
+        "out": "run",
+        "progress": Silent(),
+        **make(somewhere),
+    }
     before = contents(somewhere)
     with pytest.raises(error, match=message) as caught:
         api.build(**words)
@@ -287,7 +316,14 @@ def test_a_resumed_build_is_the_one_that_was_begun(somewhere, words, message):
 
 
 def test_the_same_words_may_be_given_again(somewhere, model_file, data_file):
-    words = {"model": model_file, "data": data_file, "recipe": RECIPE, "target": "rpi4", "out": "run", "overrides": {"seed": 3}}
+    words = {
+        "model": model_file,
+        "data": data_file,
+        "recipe": RECIPE,
+        "target": "rpi4",
+        "out": "run",
+        "overrides": {"seed": 3},
+    }
     build(**words)
     assert build(**words, resume=True).folder == somewhere / "run"
 
@@ -304,7 +340,16 @@ def test_the_same_words_may_be_given_again(somewhere, model_file, data_file):
         ("input/model.keras", lambda path: path.write_bytes(path.read_bytes()[:500])),
         ("stages/1-evaluate/state.json", lambda path: path.write_text("{")),
     ],
-    ids=["run.json cut", "run.json without words", "other version", "no recipe", "recipe cut", "no model", "model cut", "state cut"],
+    ids=[
+        "run.json cut",
+        "run.json without words",
+        "other version",
+        "no recipe",
+        "recipe cut",
+        "no model",
+        "model cut",
+        "state cut",
+    ],
 )
 def test_a_damaged_run_folder_is_a_named_error(somewhere, name, damage):
     build(out="run")

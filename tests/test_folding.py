@@ -105,7 +105,9 @@ def test_zeros_stay_zeros():
 
 
 def test_dense_only():
-    model = chain(layers.Conv2D(3, 1), layers.BatchNormalization(name="a"), layers.Dense(2), layers.BatchNormalization(name="b"))
+    model = chain(
+        layers.Conv2D(3, 1), layers.BatchNormalization(name="a"), layers.Dense(2), layers.BatchNormalization(name="b")
+    )
     assert folding.fold(model, "dense")[1] == ["b"]
     assert folding.fold(model, "all")[1] == ["a", "b"]
 
@@ -152,7 +154,16 @@ def after_transposed():
 
 @pytest.mark.parametrize(
     "make",
-    [after_activation, read_twice, also_an_output, shared_convolution, shared_normalization, other_axis, first, after_transposed],
+    [
+        after_activation,
+        read_twice,
+        also_an_output,
+        shared_convolution,
+        shared_normalization,
+        other_axis,
+        first,
+        after_transposed,
+    ],
 )
 def test_left_alone(make):
     model = make()

@@ -141,10 +141,18 @@ DAMAGED = [
     ("text.keras", lambda path: path.write_text("not a model\n"), r"text\.keras is damaged or not a Keras model"),
     ("weights.h5", only_weights, r"no model configuration.*'d1'.*save_weights.*model\.save"),
     ("hollow.keras", without_config, r"hollow\.keras is damaged or not a Keras model.*config\.json"),
-    ("list.keras", lambda path: edit(path, lambda text: "[]"), r"list\.keras looks like a Keras model but cannot be loaded"),
+    (
+        "list.keras",
+        lambda path: edit(path, lambda text: "[]"),
+        r"list\.keras looks like a Keras model but cannot be loaded",
+    ),
     ("words.h5", lambda path: edit(path, lambda text: "words"), r"words\.h5 is damaged or not a Keras model"),
     ("net.pt", lambda path: None, r"net\.pt does not end in \.keras, \.h5, \.hdf5"),
-    ("other.h5", lambda path: edit(path, lambda text: text.replace('"Dense"', '"Own"')), r"cannot be loaded.*module:function"),
+    (
+        "other.h5",
+        lambda path: edit(path, lambda text: text.replace('"Dense"', '"Own"')),
+        r"cannot be loaded.*module:function",
+    ),
 ]
 
 
@@ -269,7 +277,10 @@ def test_a_foreign_module_is_refused_without_being_imported(saved, witness, tmp_
         {"class_name": "function", "module": "builtins", "config": "eval"},
         {"class_name": "Dense", "module": "os.path", "config": {}},
         {"class_name": "Dense", "module": "keras_evil", "config": {}},
-        {"class_name": "Dense", "config": {"kernel_initializer": {"module": "subprocess", "class_name": "Popen", "config": {}}}},
+        {
+            "class_name": "Dense",
+            "config": {"kernel_initializer": {"module": "subprocess", "class_name": "Popen", "config": {}}},
+        },
         {"class_name": "TFOpLambda", "config": {"name": "op", "function": "io.gfile.rmtree"}},
         {"class_name": "TFOpLambda", "config": {"name": "op", "function": "load_op_library"}},
         {"class_name": "TFOpLambda", "config": {"name": "op"}},

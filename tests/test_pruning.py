@@ -55,7 +55,14 @@ def zoo():
     ("pattern", "expected"),
     [
         (WEIGHT, {"stem": None, "even": None, "classes": None}),
-        (NM, {"stem": "3 input channels, not divisible by 4", "even": None, "classes": "6 input channels, not divisible by 4"}),
+        (
+            NM,
+            {
+                "stem": "3 input channels, not divisible by 4",
+                "even": None,
+                "classes": "6 input channels, not divisible by 4",
+            },
+        ),
         (
             Pattern("block", block=(2, 4)),
             {
@@ -259,7 +266,11 @@ def test_masks_come_back_from_their_file(tmp_path):
 
 @pytest.mark.parametrize(
     ("words", "pattern"),
-    [({"final": 0.4, "frequency": 2}, "weight"), ({"granularity": "n:m"}, "2:4"), ({"granularity": "block", "final": 0.75}, "block 4x1")],
+    [
+        ({"final": 0.4, "frequency": 2}, "weight"),
+        ({"granularity": "n:m"}, "2:4"),
+        ({"granularity": "block", "final": 0.75}, "block 4x1"),
+    ],
     ids=["weight", "n:m", "block"],
 )
 def test_the_stage_trains_prunes_and_tells(tmp_path, words, pattern):

@@ -45,7 +45,9 @@ def by_tfmot_alone(model):
 
 def variable(quantized, name):
     """The trained variable of a layer's kernel (at call time Keras' attribute holds the quantized tensor instead)."""
-    return next(v for v in quantized.variables if v.name.startswith(f"{name}/") and "kernel" in v.name and "quant" not in v.name)
+    return next(
+        v for v in quantized.variables if v.name.startswith(f"{name}/") and "kernel" in v.name and "quant" not in v.name
+    )
 
 
 def zeros(quantized):
@@ -100,7 +102,13 @@ def test_zeros_survive_hard_training_and_would_not_with_tfmot_alone(pruned, quan
     steps(quantized, 8, learning_rate=0.01)
     assert zeros(quantized) == dict.fromkeys(KERNELS, 1.0)
     control = calibrated(by_tfmot_alone(pruned))
-    assert [quantizes_weights(control, name) for name in ("stem", *BEFORE_RELU, "classes")] == [True, False, False, False, True]
+    assert [quantizes_weights(control, name) for name in ("stem", *BEFORE_RELU, "classes")] == [
+        True,
+        False,
+        False,
+        False,
+        True,
+    ]
     steps(control, 8, learning_rate=0.01)
     found = zeros(control)
     assert (found["stem"], found["classes"]) == (1.0, 1.0)
@@ -149,11 +157,16 @@ def test_ranges_are_the_datas_from_the_first_step():
     model = dense(2, inputs=2)
     model.get_layer("d1").set_weights([np.array([[1.0, 0.0], [0.0, 100.0]]), np.array([0.0, -50.0])])
     quantized = quantization.quantize(model, preserve=False)
-    seen = quantization.calibrate(quantized, [np.array([[1.0, 2.0], [3.0, 1.0]], "float32"), np.array([[2.0, 4.0]], "float32")])
+    seen = quantization.calibrate(
+        quantized, [np.array([[1.0, 2.0], [3.0, 1.0]], "float32"), np.array([[2.0, 4.0]], "float32")]
+    )
     assert seen == 3
     assert [float(v) for v in quantized.layers[1].variables[:2]] == [0.0, 4.0]  # 0 is always inside
     outputs = {v.name: float(v) for v in quantized.variables if "post_activation" in v.name}
-    assert outputs == {"quant_d1/post_activation_min:0": 0.0, "quant_d1/post_activation_max:0": 350.0}  # 1..3 and 50..350
+    assert outputs == {
+        "quant_d1/post_activation_min:0": 0.0,
+        "quant_d1/post_activation_max:0": 350.0,
+    }  # 1..3 and 50..350
 
 
 def test_without_a_step_outputs_are_near_float_and_far_off_uncalibrated():
@@ -189,7 +202,10 @@ def test_calibration_changes_ranges_and_nothing_else():
     before, kinds, trainable = weights(model), quantizers(), [layer.trainable for layer in parts]
     quantization.calibrate(model, [samples()[0][:16]])
     after = weights(model)
-    assert {name.rsplit("_", 1)[1] for name in after if after[name].tobytes() != before[name].tobytes()} == {"min:0", "max:0"}
+    assert {name.rsplit("_", 1)[1] for name in after if after[name].tobytes() != before[name].tobytes()} == {
+        "min:0",
+        "max:0",
+    }
     assert all(one is other for one, other in zip(kinds, quantizers(), strict=True))
     assert (dropout.rate, [layer.trainable for layer in parts]) == (0.5, trainable)
 
@@ -227,7 +243,11 @@ def test_unsupported_layers_are_named():
     x = layers.BatchNormalization(name="alone")(x)
     x = layers.LayerNormalization(name="norm")(layers.Reshape((64, 4), name="rows")(x))
     model = keras.Model(given, layers.GRU(2, name="memory")(x))
-    assert quantization.unsupported(model) == {"alone": "BatchNormalization", "norm": "LayerNormalization", "memory": "GRU"}
+    assert quantization.unsupported(model) == {
+        "alone": "BatchNormalization",
+        "norm": "LayerNormalization",
+        "memory": "GRU",
+    }
     assert quantization.unsupported(cnn(dropout=0.5)) == {}
 
 

@@ -34,7 +34,11 @@ class Built:
 
     def start(self) -> subprocess.Popen[str]:
         """Begin the build, or go on with it."""
-        words = ["--resume"] if (self.folder / "run.json").exists() else ["net.keras", "--data", "data.npz", "--recipe", "recipe.yaml"]
+        words = (
+            ["--resume"]
+            if (self.folder / "run.json").exists()
+            else ["net.keras", "--data", "data.npz", "--recipe", "recipe.yaml"]
+        )
         command = [sys.executable, "-m", "edgeprune", "build", *words, "--out", self.folder.name, "--quiet"]
         return subprocess.Popen(command, cwd=self.home, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -76,10 +80,6 @@ def unbroken(home):
     return content, {stage["name"]: stage["seconds"] for stage in report["stages"]}
 
 
-def test_two_builds_give_the_same_file(home, unbroken):
-    assert Built(home, "again").finish() == unbroken[0]
-
-
 def test_killed_three_times_and_resumed_it_ends_in_the_same_file(home, unbroken):
     content, seconds = unbroken
     random = np.random.Generator(np.random.PCG64(0))
@@ -91,16 +91,21 @@ def test_killed_three_times_and_resumed_it_ends_in_the_same_file(home, unbroken)
         process.kill()  # SIGKILL, of the process alone: what it has started has to end by itself
         process.communicate()
     assert built.finish() == content
-    left = {path.name for path in built.folder.rglob("*") if path.name.endswith(".partial") or path.name.startswith(".edgeprune-")}
+    left = {
+        path.name
+        for path in built.folder.rglob("*")
+        if path.name.endswith(".partial") or path.name.startswith(".edgeprune-")
+    }
     assert left == set()
 
 
-@pytest.mark.parametrize("moment", ["stages/2-prune.partial/checkpoint.npz", "stages/4-convert.partial"])
-def test_interrupted_it_says_how_to_go_on_and_does(home, unbroken, moment):
-    built = Built(home, f"interrupted-{Path(moment).name.split('.')[0]}")
-    process = built.start()
-    built.wait_for(moment, process)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=30)
-    assert (process.returncode, err) == (130, f"Interrupted; resume with: edgeprune build --resume --out {built.folder.name}\n")
+def test_interrupted_it_says_how_to_go_on_and_does(home, unbroken):
+    built = Built(home, "interrupted")
+    for moment in ("stages/2-prune.partial/checkpoint.npz", "stages/4-convert.partial"):
+        process = built.start()
+        built.wait_for(moment, process)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=30)
+        assert process.returncode == 130
+        assert err == "Interrupted; resume with: edgeprune build --resume --out interrupted\n"
     assert built.finish() == unbroken[0]

@@ -274,7 +274,9 @@ def test_a_diverging_loss_is_said_with_what_to_do(tmp_path):
     x = np.full((20, 4), 1e30, np.float32)
     given = data.load((x, x), data.DataOptions(validation=0.0))
     options = FitOptions(epochs=1, learning_rate=5.0)
-    with pytest.raises(DataError, match=r"loss became (nan|inf) in epoch 1 of 'tune'.*stages\.tune\.learning_rate \(it is 5\)"):
+    with pytest.raises(
+        DataError, match=r"loss became (nan|inf) in epoch 1 of 'tune'.*stages\.tune\.learning_rate \(it is 5\)"
+    ):
         training.fit(model, state(tmp_path, "tune", samples=given), options, training.objective(model, "regression"))
     assert not (tmp_path / training.CHECKPOINT).exists()
 
@@ -293,7 +295,13 @@ def test_progress_and_history_tell_the_epochs(tmp_path):
     x, y = np.eye(3, dtype=np.float32)[np.arange(30) % 3], np.arange(30) % 3
     given = data.load((x, y))
     options = FitOptions(epochs=2, batch_size=8, learning_rate=0.5, optimizer="sgd", decay="constant")
-    history = training.fit(model, state(tmp_path, samples=given, shown=shown), options, training.objective(model, "classification"), sparsity=lambda share: share / 2)
+    history = training.fit(
+        model,
+        state(tmp_path, samples=given, shown=shown),
+        options,
+        training.objective(model, "classification"),
+        sparsity=lambda share: share / 2,
+    )
     assert [entry["sparsity"] for entry in history] == [0.25, 0.5]
     assert set(history[0]) == {
         *("epoch", "loss", "accuracy", "val_loss", "val_accuracy", "learning_rate", "sparsity", "seconds")

@@ -4,7 +4,8 @@
     python benchmarks/kill_resume.py --kills 3 -- resnet8.h5 --data cifar10.npz --recipe nm24
 
 Words after ``--`` are those of ``edgeprune build``; without any it is the demo. Every kill has a run folder of its own,
-and its moment is drawn evenly over the time that the unbroken build took, again where the build had ended by then. Exits with 1 when a file differs.
+and its moment is drawn evenly over the time that the unbroken build took, again where the build had ended by then.
+Exits with 1 when a file differs.
 Writes benchmarks/results/kill_resume.json.
 """
 

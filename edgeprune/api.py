@@ -140,7 +140,9 @@ def build(
 
 def _run_stages(run: pipeline.Run) -> None:
     try:
-        pipeline.run(run, {"model": MODEL_FILE, "float": MODEL_FILE})  # the reference, until a stage trains a better one
+        pipeline.run(
+            run, {"model": MODEL_FILE, "float": MODEL_FILE}
+        )  # the reference, until a stage trains a better one
     except KeyboardInterrupt:
         run.progress.note(
             f"Interrupted. Nothing finished is lost; go on with: edgeprune build --resume --out {run.folder}"

@@ -6,11 +6,8 @@ The figures are right here and the speed is not a board's. Kernels of another pr
 
 from __future__ import annotations
 
-import contextlib
-import os
-import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -20,6 +17,7 @@ import numpy as np
 
 from edgeprune import tflite
 from edgeprune.errors import ArtefactError, DataError, MissingDependency
+from edgeprune.quiet import quiet
 
 if TYPE_CHECKING:
     from edgeprune.data import Split
@@ -250,23 +248,6 @@ def outputs(runner: Runner, split: Split, done: Callable[[int], None] | None = N
         if done is not None:
             done(len(inputs))
     return np.concatenate(parts)
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep what the runtime's C++ side says when it starts ("Created TensorFlow Lite XNNPACK delegate") off stderr.
-
-    It knows no log level and writes past Python, so the file descriptor itself is turned away; errors are exceptions.
-    """
-    sys.stderr.flush()
-    saved, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 2)
-    try:
-        yield
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)
-        os.close(null)
 
 
 def _runtime() -> Any:

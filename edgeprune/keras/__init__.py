@@ -8,34 +8,15 @@ with Keras 3 already, TFMOT itself falls back to tf_keras, so the two still agre
 from __future__ import annotations
 
 import os
-import sys
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+
+from edgeprune.quiet import quiet
 
 os.environ["TF_USE_LEGACY_KERAS"] = "1"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-
-@contextmanager
-def quiet_start() -> Iterator[None]:
-    """Keep what TensorFlow's C++ side prints while it is loaded (which CPU features, which GPU is missing) off stderr.
-
-    It writes past Python and before its own log level is read, so the file descriptor itself is turned away.
-    """
-    sys.stderr.flush()
-    saved, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 2)
-    try:
-        yield
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)
-        os.close(null)
-
-
 try:
-    with quiet_start(), warnings.catch_warnings():
+    with quiet(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import tensorflow as tf
         import tensorflow_model_optimization as tfmot

@@ -57,6 +57,7 @@ def main() -> None:
         "plain_int8": reference["candidates"]["final"]["metric"],
         "builds": {recipe: _summary(report, fine_tuned) for recipe, report in builds.items()},
     }
+    (HERE / "results").mkdir(exist_ok=True)
     (HERE / "results" / "accuracy.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(record, indent=2))
 

@@ -50,6 +50,7 @@ def main() -> None:
         "data": Path(arguments.data).name,
         "results": results,
     }
+    (HERE / "results").mkdir(exist_ok=True)
     (HERE / "results" / "speed.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 

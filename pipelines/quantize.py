@@ -27,11 +27,12 @@ class Options(FitOptions):
 
 
 def run(state: State, options: Options) -> State:
-    """Fold, fake-quantize, calibrate, fit, export."""
-    from edgeprune.keras import conversion, export, folding, intake, quantization, training
+    """Fold, rewrite, fake-quantize, calibrate, fit, export."""
+    from edgeprune.keras import conversion, export, folding, intake, pooling, quantization, training
 
     training.start(state.run.seed)
     model, folded = folding.fold(intake.load_own(state.path("model")), options.fold)
+    model, pooled = pooling.globalize(model)
     strangers = quantization.unsupported(model)
     if strangers:
         return _leave(state, strangers)
@@ -43,7 +44,7 @@ def run(state: State, options: Options) -> State:
     return state.add(
         files={"quantized": export.save(quantized, state.workspace / "quantized")},
         history={state.label: {"epochs": history}} if history else {},
-        quantization={"trained": True, "calibrated_on": samples, "folded": folded},
+        quantization={"trained": True, "calibrated_on": samples, "folded": folded, "global_pools": pooled},
         summaries={state.label: _summary(history, samples)},
     )
 

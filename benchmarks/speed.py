@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).parent
 
@@ -31,9 +32,10 @@ def main() -> None:
     parser.add_argument("--prune-epochs", type=int, default=3)
     parser.add_argument("--quantize-epochs", type=int, default=1)
     parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--recipes", nargs="+", default=["poly50", "nm24"], choices=["poly50", "nm24"])
     arguments = parser.parse_args()
-    results = {}
-    for pattern in ("poly50", "nm24"):
+    results: dict[str, Any] = {}
+    for pattern in arguments.recipes:
         pairs = [_pair(arguments, pattern) for _ in range(arguments.repeats)]
         ratios = sorted(pair["edgeprune_s"] / pair["by_hand_s"] for pair in pairs)
         results[pattern] = {
@@ -42,6 +44,11 @@ def main() -> None:
             "ratio_worst": round(ratios[-1], 3),
         }
         print(pattern, json.dumps(results[pattern]), flush=True)
+        _write(arguments, results)
+
+
+def _write(arguments: argparse.Namespace, results: dict[str, Any]) -> None:
+    """What is known so far."""
     record = {
         "what": "wall time of a whole build, seconds; ratio = edgeprune / by_hand",
         "machine": {"cpus": os.cpu_count(), "platform": platform.platform()},
@@ -54,7 +61,7 @@ def main() -> None:
     (HERE / "results" / "speed.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
-def _pair(arguments: argparse.Namespace, pattern: str) -> dict[str, float]:
+def _pair(arguments: argparse.Namespace, pattern: str) -> dict[str, Any]:
     epochs = ["--prune-epochs", str(arguments.prune_epochs), "--quantize-epochs", str(arguments.quantize_epochs)]
     batch = ["--batch-size", str(arguments.batch_size), *(["--nm"] if pattern == "nm24" else [])]
     seconds, text = _timed([sys.executable, str(HERE / "by_hand.py"), arguments.model, arguments.data, *epochs, *batch])

@@ -75,6 +75,13 @@ def test_samples_come_with_their_labels_as_the_model_sees_them():
     assert [y.numpy().tolist() for _, y in feeding.ordered(split, 3)] == [[10, 40, 70], [80]]
 
 
+def test_the_input_pipeline_is_not_autotuned():
+    """tf.data's tuning thread sleeps ever longer, and the end of every fit waits for it."""
+    split = numbered()
+    assert feeding.training(split, 8, 0, 0, 2).options().autotune.enabled is False
+    assert feeding.ordered(split).options().autotune.enabled is False
+
+
 def test_a_mapped_array_gives_the_same_batches(tmp_path, monkeypatch):
     x, y = samples()
     np.save(tmp_path / "x.npy", x)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from typing import Any
 
 STEM = "3 input channels are not divisible by 4"
@@ -259,3 +260,11 @@ def bare() -> dict[str, Any]:
         },
         "arm": {"reason": "the emulator is not installed", "how": "edgeprune emulator install"},
     }
+
+
+# Before a command: Ctrl-C counts for it, even where the suite itself is a shell's background job, which ignores it.
+HEARING_INTERRUPTS = [
+    sys.executable,
+    "-c",
+    "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])",
+]

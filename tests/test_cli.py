@@ -395,7 +395,12 @@ edgeprune.api = SimpleNamespace(build=build)
 sys.argv = ["edgeprune", "build", "--quiet"]
 cli.main()
 """
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [*samples.HEARING_INTERRUPTS, sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     assert process.stdout.readline() == "building\n"
     time.sleep(0.2)
     os.kill(process.pid, number)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from samples import HEARING_INTERRUPTS
 
 from edgeprune import yaml_files
 
@@ -40,7 +41,13 @@ class Built:
             else ["net.keras", "--data", "data.npz", "--recipe", "recipe.yaml"]
         )
         command = [sys.executable, "-m", "edgeprune", "build", *words, "--out", self.folder.name, "--quiet"]
-        return subprocess.Popen(command, cwd=self.home, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        return subprocess.Popen(
+            [*HEARING_INTERRUPTS, *command],
+            cwd=self.home,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
 
     def finish(self) -> bytes:
         """The .tflite file that comes out."""

@@ -6,6 +6,7 @@ a plan of every layer: pruned, or why not.
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -53,6 +54,15 @@ class Options(FitOptions):
         if not n < m:
             raise ValueError(f"n:m keeps n of m, so n must be smaller than m; got {pattern}")
         return pattern
+
+    @field_validator("include", "exclude")
+    @classmethod
+    def _compiles(cls, expression: str | None) -> str | None:
+        try:
+            re.compile(expression or "")
+        except re.error as error:
+            raise ValueError(f"not a regular expression: {error}") from error
+        return expression
 
     @field_validator("block")
     @classmethod

@@ -9,7 +9,7 @@ import pruning_reference
 import pytest
 from keras_models import advance, assert_identical, cnn, dense, keras, layers, run, shaken, small, weights
 
-from edgeprune import pipeline
+from edgeprune import pipeline, recipe
 from edgeprune.errors import RecipeError
 from edgeprune.keras import graph, intake, pruning, tf, tfmot
 from edgeprune.keras.pruning import Pattern, Ramp
@@ -295,3 +295,9 @@ def test_the_stage_trains_prunes_and_tells(tmp_path, words, pattern):
     assert [entry["epoch"] for entry in epochs] == [1, 2, 3] and epochs[-1]["sparsity"] == final
     assert made.facts["history"]["prune"]["schedule"][-1] == {"epoch": 3.0, "sparsity": final}
     assert graph.largest_difference(model, pruned) > 0.01
+
+
+@pytest.mark.parametrize("key", ["include", "exclude"])
+def test_a_broken_regular_expression_is_a_recipe_error(key):
+    with pytest.raises(RecipeError, match=rf"stages\.prune\.{key}: got '\(conv'; not a regular expression"):
+        recipe.parse({"stages": {"prune": {key: "(conv"}}}, "mine.yaml")

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from edgeprune.errors import RecipeError
 from edgeprune.pipeline import State
 from edgeprune.recipe import FitOptions
 
@@ -88,6 +89,7 @@ def run(state: State, options: Options) -> State:
     model = intake.load_own(state.path("model"))
     pattern, ramp = _pattern(options), _ramp(options)
     plans = pruning.plan(model, pattern, options.include, options.exclude)
+    _check_earlier(state, plans)
     steps = options.epochs * training.steps_per_epoch(state.run.data.train, options)
     wrapped = pruning.wrap(model, plans, pattern, ramp, steps)
     goal = training.objective(model, state.run.data.task)
@@ -103,6 +105,25 @@ def run(state: State, options: Options) -> State:
         notes=[f"{plan.name} is not pruned: {plan.reason}" for plan in plans if plan.left_alone],
         summaries={state.label: _summary(plans, masks, pattern)},
     )
+
+
+def _check_earlier(state: State, plans: list[Any]) -> None:
+    """What an earlier prune stage zeroed must be pruned by this one too, or training would fill it again unnoticed.
+
+    Raises:
+        RecipeError: it is not.
+    """
+    if "masks" not in state.files:
+        return
+    from edgeprune.keras import pruning
+
+    pruned = {plan.name for plan in plans if plan.prunable}
+    lost = sorted(set(pruning.load_masks(state.path("masks"))) - pruned)
+    if lost:
+        raise RecipeError(
+            f"stages.{state.label} does not prune {', '.join(lost)}, which an earlier stage has pruned: training would fill their "
+            f"zeros again. Widen stages.{state.label}.include, or prune all layers in one stage."
+        )
 
 
 def _pattern(options: Options) -> Any:

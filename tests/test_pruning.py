@@ -301,3 +301,15 @@ def test_the_stage_trains_prunes_and_tells(tmp_path, words, pattern):
 def test_a_broken_regular_expression_is_a_recipe_error(key):
     with pytest.raises(RecipeError, match=rf"stages\.prune\.{key}: got '\(conv'; not a regular expression"):
         recipe.parse({"stages": {"prune": {key: "(conv"}}}, "mine.yaml")
+
+
+def test_a_second_stage_may_not_drop_what_the_first_has_pruned(tmp_path):
+    model = small()
+    (tmp_path / "work").mkdir()
+    intake.save(model, tmp_path / "model.keras")
+    pruning.save_masks({"gone": np.ones((2, 2), bool)}, tmp_path / "masks.npz")
+    whole = run(tmp_path, {"prune": {"epochs": 1}})
+    files = {"model": "model.keras", "masks": "masks.npz"}
+    state = pipeline.State(whole, files=files, label="prune", workspace=tmp_path / "work")
+    with pytest.raises(RecipeError, match="does not prune gone, which an earlier stage has pruned"):
+        prune.run(state, whole.recipe.stages[0].options)

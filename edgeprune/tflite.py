@@ -21,6 +21,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from edgeprune.errors import ArtefactError
+from edgeprune.tflite_dtypes import border_ops, float_ops, int8_share
+from edgeprune.tflite_integer import Violation, allowed_bytes
+from edgeprune.tflite_integer import violations as int8_violations
 from edgeprune.tflite_layers import without_prefix
 from edgeprune.tflite_macs import ROLES, Roles
 from edgeprune.tflite_objects import Array, Op, Tensor, TFLiteFile, constants_at, stored_constants
@@ -31,9 +34,12 @@ __all__ = [
     "Op",
     "TFLiteFile",
     "Tensor",
+    "Violation",
+    "allowed_bytes",
     "border_ops",
     "float_ops",
     "int8_share",
+    "int8_violations",
     "inventory",
     "kernel_for",
     "kernels",
@@ -150,24 +156,6 @@ def n_of_m(array: Array, n: int, m: int) -> float | None:
     return float((kept <= n).mean())
 
 
-def float_ops(file: TFLiteFile) -> tuple[int, ...]:
-    """Return the indices of the ops that compute in floating point, by the rule at the top of this module."""
-    border = set(border_ops(file))
-    computing = (op for op in file.ops if op.index not in border)
-    return tuple(op.index for op in computing if any(tensor.is_float for tensor in _activations(file, op)))
-
-
-def border_ops(file: TFLiteFile) -> tuple[int, ...]:
-    """Return the indices of the ops that only turn float inputs to integers or integers to float outputs."""
-    return tuple(op.index for op in file.ops if _is_border(file, op))
-
-
-def int8_share(file: TFLiteFile) -> float | None:
-    """Return the share of integer ops among all but the border's, 0..1; None if there are none."""
-    inner = len(file.ops) - len(border_ops(file))
-    return 1 - len(float_ops(file)) / inner if inner else None
-
-
 def weights_by_layer(file: TFLiteFile) -> dict[str, tuple[Tensor, ...]]:
     """Return the constant kernels of every layer that the file names, keyed by the layer's path (``Op.layer``).
 
@@ -235,6 +223,7 @@ def inventory(file: TFLiteFile, n: int = 2, m: int = 4) -> dict[str, Any]:
         "float_ops": list(float_ops(file)),
         "border_ops": list(border_ops(file)),
         "int8_share": int8_share(file),
+        "int8_violations": [violation._asdict() for violation in int8_violations(file)],
         "tensors": [_weight(tensor, users.get(tensor.index, []), n, m) for tensor in _weights(file, users)],
         "inputs": [_port(file.tensors[index]) for index in file.inputs],
         "outputs": [_port(file.tensors[index]) for index in file.outputs],
@@ -245,17 +234,6 @@ def inventory(file: TFLiteFile, n: int = 2, m: int = 4) -> dict[str, Any]:
         "size_gzip_bytes": file.size_gzip_bytes,
         "notes": list(file.notes),
     }
-
-
-def _activations(file: TFLiteFile, op: Op) -> list[Tensor]:
-    given = [file.tensors[index] for index in op.inputs if index >= 0]
-    return [tensor for tensor in given if not tensor.is_constant] + [file.tensors[i] for i in op.outputs if i >= 0]
-
-
-def _is_border(file: TFLiteFile, op: Op) -> bool:
-    if op.op == "QUANTIZE":
-        return any(index in file.inputs and file.tensors[index].is_float for index in op.inputs)
-    return op.op == "DEQUANTIZE" and any(index in file.outputs for index in op.outputs)
 
 
 def _only(found: list[Tensor], layer: str, shape: tuple[int, ...] | None) -> Tensor:

@@ -34,6 +34,7 @@ class Tensor:
         sparse_encoded: Whether the constant is stored sparse (``tfl.densify`` expands it).
         is_constant: Whether its values are in the file.
         is_variable: Whether it is state that ops write, as in an LSTM.
+        is_dynamic: Whether an axis is of unknown length.
     """
 
     index: int
@@ -47,6 +48,7 @@ class Tensor:
     sparse_encoded: bool
     is_constant: bool
     is_variable: bool
+    is_dynamic: bool = False
 
     @property
     def elements(self) -> int:

@@ -188,7 +188,8 @@ class _Reader:
 
     def tensor(self, index: int, table: Any) -> Tensor:
         dtype = _words("TensorType").get(table.Type(), f"type{table.Type()}").lower()
-        shape = tuple(1 if length == -1 else length for length in self.numbers(table.ShapeAsNumpy()))
+        stored = self.numbers(table.ShapeAsNumpy())
+        shape = tuple(1 if length == -1 else length for length in stored)
         if any(length < 0 for length in shape):
             raise _DamageError(f"tensor {index} has the shape {list(shape)}")
         scales, zero_points, axis = self.quantization(table.Quantization())
@@ -209,6 +210,7 @@ class _Reader:
             sparse_encoded=sparse,
             is_constant=raw is not None,
             is_variable=bool(table.IsVariable()),
+            is_dynamic=-1 in stored or -1 in self.numbers(table.ShapeSignatureAsNumpy()),
         )
 
     def quantization(self, table: Any) -> tuple[Array, Array, int]:

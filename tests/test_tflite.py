@@ -137,6 +137,7 @@ def test_inventory_is_what_inspect_prints(conv_file):
         "float_ops": [],
         "border_ops": [],
         "int8_share": 1.0,
+        "int8_violations": [],
         "tensors": [
             {
                 "index": 1,

@@ -1,0 +1,416 @@
+"""Shrink: remove channels, neurons and whole blocks for good, then fine-tune, in one round or several.
+
+Takes the role ``model``; leaves ``model``, smaller, with the names of the layers that remain, and a record of every group
+of channels: how many of its units stay, or why it is left whole. It comes before prune and quantize: removing channels
+would change the kernels that those have masked or fake-quantized. Every round writes what it made, so that a build that
+was killed goes on in the epoch that it was in.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import Field, field_validator, model_validator
+
+from edgeprune import files, registry, shrinking
+from edgeprune import progress as progresses
+from edgeprune.errors import CutError, RecipeError
+from edgeprune.pipeline import State
+from edgeprune.recipe import FitOptions
+from edgeprune.report_view import big
+from edgeprune.validation import Strict
+
+MODEL, RECORD = "model.keras", "record.json"
+SAMPLES_PER_BATCH = 32  # small batches, so that squares of gradients are nearly those of single samples
+
+Ratio = Annotated[float, Field(ge=0, lt=1)]
+Share = Annotated[float, Field(gt=0, le=1)]
+Step = Annotated[int, Field(ge=1)]
+Floor = Annotated[int, Field(ge=1)] | Annotated[float, Field(ge=0, le=1)]
+
+
+class Distillation(Strict):
+    """How fine-tuning learns from the uncut model."""
+
+    weight: float = Field(
+        0.5, ge=0, le=1, description="share of the loss that is the distance to the uncut model's answers, 0..1"
+    )
+    temperature: float = Field(4.0, gt=0, le=100, description="softens class scores; of no account for regression")
+
+
+class Options(FitOptions):
+    """Options of the shrink stage."""
+
+    criterion: str = Field("taylor", description="what a channel is worth: a name of `edgeprune list criteria`")
+    ratio: Ratio | None = Field(
+        None,
+        description="share of every group's units that goes, 0..1; null: what `macs` or `params` asks for, else 0.5",
+    )
+    macs: Share | None = Field(
+        None, description="instead of ratio: share of the multiply-accumulates that stays at most, 0..1"
+    )
+    params: Share | None = Field(None, description="instead of ratio: share of the parameters that stays at most, 0..1")
+    scope: Literal["layer", "network", "isomorphic"] | list[str] = Field(
+        "layer",
+        description="what is ranked together: every group for itself, all, groups that are built alike, or those that a regular "
+        "expression matches",
+    )
+    ratios: dict[str, Ratio] = Field(
+        {}, description="name or regular expression of groups -> a ratio of their own, 0..1"
+    )
+    floors: Floor | dict[str, Floor] | None = Field(
+        None, description="what every group keeps at least: a share (0.25) or a count of units (4); or names -> either"
+    )
+    multiples: Step | dict[str, Step] | None = Field(
+        None,
+        description="the channels that stay are a multiple of this; or names -> multiples; null (and for names that are not "
+        "given): the target's; 1: any count",
+    )
+    include: str = Field(".*", description="regular expression: only groups or layers whose whole name matches")
+    exclude: str | None = Field(None, description="regular expression: no group or layer whose whole name matches")
+    blocks: int = Field(
+        0, ge=0, le=1000, description="whole branches of additions to remove first, those of the lowest mean score"
+    )
+    rounds: int = Field(1, ge=1, le=100, description="how often to score, cut and fine-tune; each keeps the same share")
+    samples: int = Field(512, ge=1, description="training samples that the criterion's signals are collected on")
+    normalise: Literal["sum", "mean", "max", "l2"] | None = Field(
+        "mean", description="what a kernel's scores are divided by before kernels are compared; null: nothing"
+    )
+    aggregate: Literal["mean", "sum", "max"] = Field(
+        "mean", description="of the scores of the kernels that lose a unit together"
+    )
+    consumers: bool = Field(
+        False, description="whether the kernels that read a channel have a say too, not only those that make it"
+    )
+    distill: Distillation | None = Field(
+        None, description="learn from the uncut model too: `{}` or the keys below; null: from the labels alone"
+    )
+    epochs: int = Field(8, ge=0, le=10_000, description="passes over the training split, shared by the rounds")
+
+    @field_validator("criterion")
+    @classmethod
+    def _known(cls, criterion: str) -> str:
+        known = registry.names("criteria")
+        if criterion not in known:
+            raise ValueError(
+                f"there is no such criterion.{registry.suggestion(criterion, known)} Known: {', '.join(known)}"
+            )
+        return criterion
+
+    @field_validator("include", "exclude", "scope", "ratios", "floors", "multiples")
+    @classmethod
+    def _compiles(cls, value: Any) -> Any:
+        words = [value] if isinstance(value, str) else value if isinstance(value, (list, dict)) else []
+        for expression in words:
+            try:
+                re.compile(expression)
+            except re.error as error:
+                raise ValueError(f"'{expression}' is not a regular expression: {error}") from error
+        return value
+
+    @model_validator(mode="after")
+    def _one_aim(self) -> Options:
+        given = [name for name in ("ratio", "macs", "params") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"give one of ratio, macs and params, not {' and '.join(given)}")
+        if 0 < self.epochs < self.rounds:
+            raise ValueError(f"{self.epochs} epochs cannot be shared by {self.rounds} rounds: give one per round, or 0")
+        return self
+
+
+def run(state: State, options: Options) -> State:
+    """Score, cut and fine-tune, as often as there are rounds."""
+    from edgeprune.keras import intake, program, training
+
+    _check_order(state)
+    training.start(state.run.seed)
+    path = state.path("model")
+    why = program.why_not(intake.load_own(path))
+    if why:
+        return state.add(notes=[f"Nothing is removed. {why}."], summaries={state.label: "nothing to remove: no layers"})
+    records: list[dict[str, Any]] = []
+    history: list[dict[str, Any]] = []
+    for number in range(1, options.rounds + 1):
+        folder = state.workspace / f"round-{number}"
+        folder.mkdir(exist_ok=True)
+        files.sweep(folder)
+        records.append(_cut(state, options, path, folder, number, records))
+        path = _tuned(state, options, folder, history)
+    facts = _facts(options, records)
+    return state.add(
+        files={"model": path},
+        history={state.label: {"epochs": history}} if history else {},
+        shrink={state.label: facts},
+        notes=_notes(state, options, facts),
+        summaries={state.label: _summary(facts)},
+    )
+
+
+def _check_order(state: State) -> None:
+    """Whatever a recipe calls its stages, no channel goes that another stage has worked on.
+
+    Raises:
+        RecipeError: one has.
+    """
+    for role, deed in (("masks", "prunes"), ("quantized", "quantizes")):
+        if role in state.files:
+            raise RecipeError(
+                f"stages.{state.label} removes channels, but a stage before it {deed} their weights. Put {state.label} before that stage."
+            )
+
+
+# One round: what is there already is not done again.
+
+
+def _cut(
+    state: State, options: Options, given: Path, folder: Path, number: int, earlier: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """Score and cut the given model; the smaller one and the record of the cut are left in the folder."""
+    from edgeprune.keras import graph, intake
+
+    made = folder / "cut"
+    if not made.exists():
+        model = graph.flatten(intake.load_own(given))
+        small, record = _smaller(state, options, model, number, earlier)
+        with files.temporary_folder(made) as temporary:
+            intake.save(small, temporary / MODEL)
+            (temporary / RECORD).write_text(json.dumps(record), encoding="utf-8")
+    found: dict[str, Any] = json.loads((made / RECORD).read_text(encoding="utf-8"))
+    return found
+
+
+def _smaller(
+    state: State, options: Options, model: Any, number: int, earlier: list[dict[str, Any]]
+) -> tuple[Any, dict[str, Any]]:
+    """The cut model and the record of what was cut."""
+    from edgeprune.keras import costs, surgery
+
+    uncut = earlier[0]["uncut"] if earlier else costs.Meter(model)({})._asdict()
+    blocks: list[dict[str, Any]] = []
+    if number == 1 and options.blocks:
+        model, blocks = _without_blocks(state, options, model)
+    meter = costs.Meter(model)
+    whole = shrinking.left_whole(meter.coupling, options.include, options.exclude)
+    scores, unscored = _scores(state, options, model, meter.coupling)
+    whole = {name: why or unscored.get(name) for name, why in whole.items()}
+    units = earlier[0]["units"] if earlier else {name: len(scores[name]) for name, why in whole.items() if not why}
+    groups = {group.name: group for group in meter.coupling.groups}
+    units = {name: count for name, count in units.items() if name in groups}
+    scores = {name: scores.get(name, np.zeros(groups[name].units)) for name in units}  # a last unit has no score
+    ratio, cut = _chosen(state, options, meter, units, scores, uncut, number / options.rounds)
+    small = surgery.shrink(model, cut) if cut else model
+    entries = [_entry(group, whole[group.name], cut, scores) for group in meter.coupling.groups]
+    record = {"uncut": uncut, "left": meter(cut)._asdict(), "units": units, "ratio": ratio, "blocks": blocks}
+    return small, {**record, "groups": entries}
+
+
+def _scores(state: State, options: Options, model: Any, coupling: Any) -> tuple[dict[str, Any], dict[str, str]]:
+    """A score for every unit of every group; the groups that the criterion cannot score, with the reason."""
+    from edgeprune import scoring
+
+    signals = _signals(state, options, model)
+    found = scoring.units(coupling, options.criterion, signals, options.normalise, options.aggregate, options.consumers)
+    return found, scoring.unscored(coupling, options.criterion, signals)
+
+
+def _signals(state: State, options: Options, model: Any) -> Any:
+    from edgeprune import scoring
+    from edgeprune.keras import feeding, signals, training
+
+    train = state.run.data.train
+    few = train.select(np.linspace(0, len(train) - 1, min(options.samples, len(train))).round().astype(int))
+    loss = training.objective(model, state.run.data.tasks).loss
+    return signals.collect(model, set(scoring.needed(options.criterion)), feeding.ordered(few, SAMPLES_PER_BATCH), loss)
+
+
+def _without_blocks(state: State, options: Options, model: Any) -> tuple[Any, list[dict[str, Any]]]:
+    """The model without its weakest blocks, one by one, since each may make another one the last of its addition."""
+    from edgeprune import channel_blocks
+    from edgeprune.keras import channel_graph, surgery
+
+    signals = _signals(state, options, model)
+    removed: list[dict[str, Any]] = []
+    for _ in range(options.blocks):
+        blocks = channel_blocks.removable(channel_graph.describe(model))
+        if not blocks:
+            raise CutError(
+                f"stages.{state.label}.blocks asks for {options.blocks}, but only {len(removed)} can be removed whole "
+                f"({', '.join(block['name'] for block in removed) or 'no branch of an addition has the shape of the sum'})."
+            )
+        block, score = shrinking.weakest(blocks, options.criterion, signals)
+        model = surgery.without(model, [block])
+        removed.append({"name": block.name, "layers": list(block.layers), "score": score})
+    return model, removed
+
+
+def _chosen(
+    state: State,
+    options: Options,
+    meter: Any,
+    units: Mapping[str, int],
+    scores: Mapping[str, Any],
+    uncut: Mapping[str, int],
+    progress: float,
+) -> tuple[float, dict[str, Any]]:
+    """The ratio and the units that stay of the groups that are cut."""
+    if not units or _nothing_pays(state, options, meter, units):
+        return 0.0, {}
+    rules = _rules(state, options, meter, units)
+    aim = "macs" if options.macs is not None else "params"
+    share = getattr(options, aim)
+    if share is None:
+        ratio = 0.5 if options.ratio is None else options.ratio
+        return ratio, rules.cut(scores, ratio, progress)
+    where = f"stages.{state.label}.{aim}"
+    if not uncut[aim]:
+        raise RecipeError(f"{where}: this model has no {aim} that are counted. Give a ratio instead.")
+    return rules.reach(scores, lambda cut: float(getattr(meter(cut), aim) / uncut[aim]), share**progress, where)
+
+
+def _rules(state: State, options: Options, meter: Any, units: Mapping[str, int]) -> shrinking.Rules:
+    groups = [group for group in meter.coupling.groups if group.name in units]
+    own = shrinking.stair(state.run.target.channel_multiple)
+    given = options.multiples
+    multiples = {**given, ".*": given.get(".*", own)} if isinstance(given, dict) else given or own
+    return shrinking.Rules(
+        units=units,
+        scope=options.scope,
+        ratios=options.ratios,
+        floors=options.floors,
+        multiples=multiples,
+        kinds=shrinking.kinds(groups),
+        steps={group.name: group.step for group in groups},
+    )
+
+
+def _nothing_pays(state: State, options: Options, meter: Any, units: Mapping[str, int]) -> bool:
+    """Whether the target's own multiple is more than any group has; one that the user gives would be an error."""
+    least = shrinking.smallest(shrinking.stair(state.run.target.channel_multiple))
+    steps = {group.name: group.step for group in meter.coupling.groups}
+    return options.multiples is None and all(count * steps[name] <= least for name, count in units.items())
+
+
+def _entry(group: Any, why: str | None, cut: Mapping[str, Any], scores: Mapping[str, Any]) -> dict[str, Any]:
+    """What the round did to a group."""
+    kept = cut.get(group.name)
+    total = float(scores[group.name].sum()) if group.name in scores else 0.0
+    return {
+        "name": group.name,
+        "layers": list(dict.fromkeys(member.layer for member in group.producers)),
+        "step": group.step,
+        "units_before": group.units,
+        "units_after": group.units if kept is None else len(kept),
+        "score_kept": 1.0 if kept is None or not total else float(scores[group.name][kept].sum()) / total,
+        "reason": why,
+        "inexact": list(group.inexact) if kept is not None else [],
+    }
+
+
+def _tuned(state: State, options: Options, folder: Path, history: list[dict[str, Any]]) -> Path:
+    """Fine-tune the cut model; where the tuned one lies. Its epochs are added to the history."""
+    from edgeprune.keras import intake
+
+    made = folder / "tuned"
+    if not made.exists():
+        model = intake.load_own(folder / "cut" / MODEL)
+        epochs = _fit(state, options, folder, model, len(history))
+        with files.temporary_folder(made) as temporary:
+            intake.save(model, temporary / MODEL)
+            (temporary / RECORD).write_text(json.dumps(epochs), encoding="utf-8")
+    found = json.loads((made / RECORD).read_text(encoding="utf-8"))
+    history += [{**epoch, "epoch": len(history) + place} for place, epoch in enumerate(found, 1)]
+    return made / MODEL
+
+
+def _fit(state: State, options: Options, folder: Path, model: Any, done: int) -> list[dict[str, Any]]:
+    """Train the cut model for its round's share of the epochs."""
+    from edgeprune.keras import distillation, intake, training
+
+    number = int(folder.name.rpartition("-")[2])
+    epochs = options.epochs * number // options.rounds - options.epochs * (number - 1) // options.rounds
+    goal, trained = training.objective(model, state.run.data.tasks), model
+    if options.distill:
+        teacher = intake.load_own(state.path("model"))
+        trained = distillation.distilled(model, teacher, goal.loss, options.distill.weight, options.distill.temperature)
+    shown = _Shifted(state.run.progress, done, options.epochs)
+    inner = replace(state, workspace=folder, run=replace(state.run, progress=shown))
+    return training.fit(trained, inner, options.model_copy(update={"epochs": epochs}), goal)
+
+
+class _Shifted(progresses.Silent):
+    """Tells the epochs of one round as a part of all."""
+
+    def __init__(self, inner: progresses.Progress, before: int, total: int) -> None:
+        self.inner, self.before, self.total = inner, before, total
+
+    def step(self, done: float, total: float, unit: str, **values: float) -> None:
+        self.inner.step(self.before + done, self.total, unit, **values)
+
+
+# What is told
+
+
+def _facts(options: Options, records: list[dict[str, Any]]) -> dict[str, Any]:
+    """All rounds as one: the report's ``shrink`` block of this stage."""
+    groups: dict[str, dict[str, Any]] = {}
+    for record in records:
+        for entry in record["groups"]:
+            first = groups.get(entry["name"], entry)
+            kept = entry["score_kept"] * (1.0 if first is entry else first["score_kept"])
+            later = {"units_after": entry["units_after"], "score_kept": kept}
+            groups[entry["name"]] = {**first, **later, "inexact": first["inexact"] or entry["inexact"]}
+    return {
+        "criterion": options.criterion,
+        "scope": options.scope,
+        "rounds": options.rounds,
+        "ratio": records[-1]["ratio"],
+        "macs_before": records[0]["uncut"]["macs"],
+        "macs_after": records[-1]["left"]["macs"],
+        "params_before": records[0]["uncut"]["params"],
+        "params_after": records[-1]["left"]["params"],
+        "groups": list(groups.values()),
+        "blocks": records[0]["blocks"],
+    }
+
+
+def _notes(state: State, options: Options, facts: Mapping[str, Any]) -> list[str]:
+    """What is left whole and why, and where a cut computes something else than zeros would."""
+    cut = _was_cut(facts)
+    reasons: dict[str, list[str]] = {}
+    for group in facts["groups"]:
+        if group["reason"]:
+            reasons.setdefault(group["reason"], []).append(group["name"])
+    notes = [f"Left whole: {', '.join(names)}: {why}." for why, names in reasons.items()]
+    for group in cut:
+        if group["inexact"]:
+            notes.append(f"{group['name']}: {'; '.join(group['inexact'])}; fine-tuning has to make up for it.")
+    free = [group for group in facts["groups"] if not group["reason"]]
+    least = shrinking.smallest(shrinking.stair(state.run.target.channel_multiple))
+    if free and not cut and options.multiples is None and least > 1:
+        notes.append(
+            f"No channels are removed: on {state.run.target.title} they pay in steps of {least}, and no group has such a step to lose. "
+            f"To remove them all the same: --set stages.{state.label}.multiples=1"
+        )
+    return notes
+
+
+def _was_cut(facts: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [group for group in facts["groups"] if group["units_after"] < group["units_before"]]
+
+
+def _summary(facts: Mapping[str, Any]) -> str:
+    words = [
+        f"MACs {big(facts['macs_before'])} -> {big(facts['macs_after'])}",
+        f"parameters {big(facts['params_before'])} -> {big(facts['params_after'])}",
+        f"{len(_was_cut(facts))} of {len(facts['groups'])} groups cut",
+    ]
+    if facts["blocks"]:
+        count = len(facts["blocks"])
+        words.append(f"{count} block{'' if count == 1 else 's'} removed")
+    return ", ".join(words)

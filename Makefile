@@ -16,7 +16,7 @@ demo: $(VENV)/.installed emulator
 	@echo "The report: $(CURDIR)/runs/demo/report.html"
 
 test: $(VENV)/.installed-dev emulator
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 check: $(VENV)/.installed-dev $(VENV)/typed
 	$(BIN)/ruff format --check .

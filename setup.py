@@ -9,7 +9,12 @@ ROOM = {"edgeprune.models": "models", "edgeprune.devices": "devices", "edgeprune
 # A board (Linux on Arm) gets the light core; TensorFlow there is asked for with the extra "host".
 HOST = '(platform_machine != "aarch64" and platform_machine != "armv7l")'
 BOARD = '(platform_machine == "aarch64" or platform_machine == "armv7l")'
-TENSORFLOW = ["tensorflow>=2.21,<2.22", "tf_keras>=2.21,<2.22", "tensorflow-model-optimization>=0.8.1,<0.9"]
+TENSORFLOW = [
+    "tensorflow>=2.21,<2.22",
+    "tf_keras>=2.21,<2.22",
+    "keras>=3.12,<3.16",
+    "tensorflow-model-optimization>=0.8.1,<0.9",
+]
 
 setup(
     name="edgeprune",
@@ -40,10 +45,18 @@ setup(
         f"scikit-learn>=1.5,<2; {HOST}",
         f"pillow>=10,<14; {HOST}",
         f"ai-edge-litert>=2.1.6,<2.4; {HOST}",
+        f"flatbuffers>=24.3.25,<26; {HOST}",
         *[f"{requirement}; {HOST}" for requirement in TENSORFLOW],
     ],
     extras_require={
-        "host": [*TENSORFLOW, "h5py>=3.11,<4", "scikit-learn>=1.5,<2", "pillow>=10,<14", "ai-edge-litert>=2.1.6,<2.4"],
+        "host": [
+            *TENSORFLOW,
+            "h5py>=3.11,<4",
+            "scikit-learn>=1.5,<2",
+            "pillow>=10,<14",
+            "ai-edge-litert>=2.1.6,<2.4",
+            "flatbuffers>=24.3.25,<26",
+        ],
         # Never beside TensorFlow's NumPy 2: these bind on Arm boards only.
         "board": [
             f'tflite-runtime==2.14.0; python_version < "3.12" and {BOARD}',
@@ -54,6 +67,7 @@ setup(
         "dev": [
             "pytest>=8,<10",
             "pytest-timeout>=2.3,<3",
+            "pytest-xdist>=3.5,<4",
             "hypothesis>=6.100,<7",
             "ruff==0.17.5",
             "mypy==2.4.1",

@@ -260,6 +260,8 @@ def measure_arena(interpreter: Any, content: bytes) -> dict[str, Any]:
         except (ValueError, RuntimeError):  # no memory: a delegate's, or never used
             hidden = True
             continue
+        if not isinstance(view, np.ndarray):  # a tensor without axes comes as a copy; it takes a few bytes
+            continue
         start = view.ctypes.data
         if view.nbytes and not first <= start < first + len(content):
             intervals.append((start, start + view.nbytes))

@@ -9,12 +9,13 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 from pydantic import BaseModel
@@ -124,7 +125,14 @@ def _stages() -> str:
     for name in registry.names("stages"):
         options = registry.module("stages", name).Options
         parts.append(f"### `{name}`\n\n{catalogue.describe('stages')[name]}.\n\n{options_table(options)}")
+        parts += [f"#### `{name}.{key}`\n\n{options_table(inner)}" for key, inner in _inner(options).items()]
     return "\n".join(parts)
+
+
+def _inner(model: type[BaseModel]) -> dict[str, type[BaseModel]]:
+    """The options that have keys of their own."""
+    kinds = [(name, kind) for name, field in model.model_fields.items() for kind in get_args(field.annotation)]
+    return {name: kind for name, kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)}
 
 
 def _targets() -> str:
@@ -137,9 +145,116 @@ def _targets() -> str:
     return _table(("name", "board", "core", "runtime", "emulated"), rows)
 
 
+def _rewrites() -> str:
+    """The rewrites in their order, read from the sources: importing them would load TensorFlow."""
+    tree = _parsed("preparation")
+    imports = [node for node in tree.body if isinstance(node, ast.ImportFrom) and node.module == "edgeprune.keras"]
+    modules = {alias.asname or alias.name: alias.name for node in imports for alias in node.names}
+    rows = []
+    for call in ast.walk(tree):
+        if isinstance(call, ast.Call) and ast.unparse(call.func) == "Rewrite":
+            name, function, reason = call.args
+            module, _, word = ast.unparse(function).removeprefix("_always(").removesuffix(")").partition(".")
+            rows.append((f"`{ast.literal_eval(name)}`", _first_line(modules[module], word), ast.literal_eval(reason)))
+    return _table(("rewrite", "what it does", "why"), rows)
+
+
+def _first_line(module: str, function: str) -> str:
+    """What a function of ``edgeprune.keras`` is for."""
+    found = (node for node in _parsed(module).body if isinstance(node, ast.FunctionDef) and node.name == function)
+    words = (ast.get_docstring(next(found)) or "").split("\n\n")[0]
+    return " ".join(words.split()).removesuffix(".").replace("``", "`")
+
+
+def _parsed(module: str) -> ast.Module:
+    source = Path(catalogue.__file__).parent / "keras" / f"{module}.py"
+    return ast.parse(source.read_text(encoding="utf-8"))
+
+
+def _results(name: str) -> dict[str, Any]:
+    """What ``benchmarks/`` measured; a command there writes it anew."""
+    path = DOCS.parent / "benchmarks" / "results" / f"{name}.json"
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def _zoo() -> str:
+    """The networks of keras.applications; those that were trained stand last."""
+    record = _results("zoo")
+    rows = [
+        _zoo_row(name + note, row)
+        for part, note in (("random", ""), ("trained", ", trained"))
+        for name, row in record.get(part, {}).items()
+    ]
+    head = (
+        "network",
+        "parameters",
+        "2:4 in the file",
+        "trained for int8",
+        "ops",
+        "float ops",
+        "int8",
+        "as Keras",
+        "on Arm",
+        "KiB",
+    )
+    return _table(head, rows)
+
+
+def _zoo_row(name: str, row: Mapping[str, Any]) -> tuple[str, ...]:
+    if "error" in row:
+        return (name, row["error"], *[""] * 8)
+    left = len(row["post_training_layers"])
+    trained = "no" if not row["trained_with_fake_quantizers"] else f"all but {left}" if left else "all"
+    return (
+        name,
+        f"{row['params']:,}",
+        f"{row['pruned_layers']} layers" if row["proven"] else "lost",
+        trained,
+        str(row["ops"]),
+        str(row["float_ops"]),
+        "yes" if row["int8"]["holds"] else "no",
+        f"{row['agreement']:.3f}",
+        f"{row['arm']['agreement']:.3f}" if "agreement" in row["arm"] else "not run",
+        f"{row['size_bytes'] / 1024:,.0f}",
+    )
+
+
+def _mlperf_tiny() -> str:
+    """MLPerf Tiny's networks beside their authors' files."""
+    rows = []
+    for name, row in _results("mlperf_tiny")["networks"].items():
+        ours, theirs = row["ptq"], row["authors"]
+        known = "metric" in theirs
+        rows.append(
+            (
+                name,
+                f"{theirs['size_bytes'] / 1024:.0f}",
+                f"{ours['size_bytes'] / 1024:.0f}",
+                f"{row['nm24']['size_bytes'] / 1024:.0f}",
+                str(ours["float_ops"] + row["nm24"]["float_ops"]),
+                f"{theirs['metric']:.4f}" if known else "",
+                f"{ours['metric']:.4f}" if known else "",
+            )
+        )
+    head = (
+        "network",
+        "authors' KiB",
+        "after training, KiB",
+        "2:4 and QAT, KiB",
+        "float ops",
+        "authors' quality",
+        "ours",
+    )
+    return _table(head, rows)
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
+    "mlperf-tiny": _mlperf_tiny,
+    "zoo": _zoo,
     "example": lambda: f"```yaml\n{recipe.EXAMPLE}```",
     "keys": _keys,
+    "rewrites": _rewrites,
     "stages": _stages,
     "targets": _targets,
     **{family: _family(family) for family in registry.families() if family not in ("stages", "targets")},

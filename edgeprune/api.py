@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -13,9 +13,21 @@ from typing import Any, NamedTuple
 
 import edgeprune
 from edgeprune import data as datasets
-from edgeprune import files, metrics, pipeline, profiling, progress, recipe, registry, report, report_html, yaml_files
+from edgeprune import (
+    data_fit,
+    files,
+    metrics,
+    pipeline,
+    profiling,
+    progress,
+    recipe,
+    registry,
+    report,
+    report_html,
+    yaml_files,
+)
 from edgeprune import target as targets
-from edgeprune.errors import DataError, ModelError, RunFolderError
+from edgeprune.errors import DataError, RunFolderError
 
 DEMO_MODEL = "digits-resnet"
 DEFAULT_TARGET = "rpi4"
@@ -58,6 +70,7 @@ class _Words(NamedTuple):
     digest: str
     created: str
     command: str | None
+    notes: Sequence[str] = ()
 
 
 def build(
@@ -84,8 +97,8 @@ def build(
     >>> result = edgeprune.build(model, (x, y), target="rpi4", overrides={"stages.prune.final": 0.6})  # doctest: +SKIP
 
     Args:
-        model: a live tf_keras model, the path of a ``.keras`` or ``.h5`` file, ``module:function``, or a name of
-            ``edgeprune list models``; None: the demo. It is never changed.
+        model: a live model of tf_keras or Keras 3, the path of a ``.keras`` or ``.h5`` file of either or of a SavedModel
+            folder, ``module:function``, or a name of ``edgeprune list models``; None: the demo. It is never changed.
         data: arrays, ``tf.data``, a path, ``keras:name`` ... (see ``edgeprune.data.load``); None: the built-in model's own.
         target: a name of ``edgeprune list targets`` or the path of a target's ``.yaml``; None: ``rpi4``.
         recipe: a name of ``edgeprune list recipes``, a path, or a mapping with the same keys; None: ``poly50``.
@@ -183,9 +196,12 @@ def _fresh(
             "A model needs data to be pruned and judged on. Give it: --data FILE.npz (or data=(x, y) in Python)."
         )
     samples = datasets.load(home if data is None else data, chosen.file.data, chosen.seed, shown)
-    metric = metrics.choose(samples.task, chosen.file.metric)
-    live, trained = _load_model(model, word, trust, chosen.seed)
+    notes: list[str] = []
+    live, trained = _load_model(model, word, trust, chosen.seed, notes)
+    for note in notes:
+        shown.note(note)
     samples = _fitting(samples, live)
+    metric = _metric(samples, chosen)
     source = home if data is None else data
     words = _Words(
         model=word,
@@ -195,6 +211,7 @@ def _fresh(
         digest=_digest(live),
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         command=command,
+        notes=notes,
     )
     _open_folder(folder, words, chosen, live)
     return _run(folder, words, chosen, facts, samples, metric, board, trust, shown)
@@ -238,9 +255,7 @@ def _resumed(
 
     samples = _fitting(samples, intake.load_own(folder / MODEL_FILE))
     facts = targets.load(registry.file("targets", words.target))
-    return _run(
-        folder, words, kept, facts, samples, metrics.choose(samples.task, kept.file.metric), board, trust, shown
-    )
+    return _run(folder, words, kept, facts, samples, _metric(samples, kept), board, trust, shown)
 
 
 def _run(
@@ -254,7 +269,7 @@ def _run(
     trust: bool,
     shown: progress.Progress,
 ) -> pipeline.Run:
-    inputs = {**words._asdict(), "fingerprint": samples.fingerprint, "metric": metric.name}
+    inputs = {**words._asdict(), "fingerprint": samples.fingerprint, "metric": metric.title}
     keyed = ("digest", "fingerprint", "trained", "target", "metric")
     return pipeline.Run(
         folder=folder.resolve(),
@@ -282,24 +297,33 @@ def _model_word(model: Any) -> tuple[str, str | None]:
     return word, None
 
 
-def _load_model(model: Any, word: str, trust: bool, seed: int) -> tuple[Any, bool]:
-    """A copy of the user's model, and whether its weights are trained: those of a live model are taken to be."""
+def _load_model(model: Any, word: str, trust: bool, seed: int, notes: list[str]) -> tuple[Any, bool]:
+    """A copy of the user's model, and whether its weights are trained: those of a live model are taken to be.
+
+    What the user should know of how it was taken is added to the notes.
+    """
     from edgeprune.keras import intake, keras
 
     keras.utils.set_random_seed(seed)
     if model is not None and not isinstance(model, (str, Path)):
-        return intake.take(model), True
-    return intake.named(word, trust)
+        return intake.take(model, tell=notes.append), True
+    return intake.named(word, trust, notes.append)
 
 
 def _fitting(samples: datasets.Data, model: Any) -> datasets.Data:
     """The data as the model takes it."""
-    if len(model.inputs) != 1 or len(model.outputs) != 1:
-        raise ModelError(
-            f"The model '{model.name}' has {len(model.inputs)} inputs and {len(model.outputs)} outputs; models with one of "
-            "each are taken."
-        )
-    return datasets.check_fits(samples, tuple(model.inputs[0].shape[1:]), tuple(model.outputs[0].shape[1:]))
+    ports = [
+        [
+            data_fit.Port(name, tuple(tensor.shape[1:]), tensor.dtype.name)
+            for name, tensor in zip(names, tensors, strict=True)
+        ]
+        for names, tensors in ((model.input_names, model.inputs), (model.output_names, model.outputs))
+    ]
+    return data_fit.check_fits(samples, *ports)
+
+
+def _metric(samples: datasets.Data, chosen: recipe.Recipe) -> metrics.Metric:
+    return metrics.judging(samples.tasks, chosen.file.metric, chosen.file.metric_output)
 
 
 def _digest(model: Any) -> str:

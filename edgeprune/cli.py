@@ -1,5 +1,5 @@
 """The command line: parse, call one function, print. Whatever a command needs is imported inside it, so that ``--help``
-answers at once and nothing but ``build`` and ``inspect MODEL`` ever waits for TensorFlow.
+answers at once and nothing but ``build``, ``verify``, and ``inspect`` and ``check`` of a model ever waits for TensorFlow.
 
 Exit codes: 0 done, 1 a named error, 2 usage, 3 unexpected (with a log file), 4 a budget was missed, 130 interrupted.
 """
@@ -10,19 +10,37 @@ import json
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 import edgeprune
+from edgeprune import cli_emulator
+from edgeprune.cli_options import (
+    BUDGET_MISSED,
+    DONE,
+    INTERRUPTED,
+    NAMED_ERROR,
+    UNEXPECTED,
+    WithRecipe,
+    as_json,
+    board,
+    console,
+    data_help,
+    members,
+    overrides,
+    print_json,
+    recipe_help,
+    say,
+    show,
+    target_help,
+    target_or_rpi4,
+    trust,
+)
 from edgeprune.errors import EdgepruneError
 
-if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
-
-DONE, NAMED_ERROR, UNEXPECTED, BUDGET_MISSED, INTERRUPTED = 0, 1, 3, 4, 130
 FAMILIES = ("backends", "criteria", "models", "recipes", "schedules", "stages", "targets")
 
 
@@ -43,79 +61,18 @@ def run(arguments: Sequence[str]) -> int:
         error.show()
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
-        return _say("Interrupted.", INTERRUPTED)
+        return say("Interrupted.", INTERRUPTED)
     except EdgepruneError as error:
-        return _say(f"Error: {error}", NAMED_ERROR)
+        return say(f"Error: {error}", NAMED_ERROR)
     except Exception as error:
         from edgeprune import crash
 
         log = crash.write(error, arguments)
-        return _say(
+        return say(
             f"Unexpected {type(error).__name__}: {error}\nThis is a bug of edgeprune; please report it with {log}",
             UNEXPECTED,
         )
     return code or DONE
-
-
-def _say(message: str, code: int) -> int:
-    click.echo(message, err=True)
-    return code
-
-
-def _console() -> Console:
-    """Standard output; where it is no terminal, wide enough that tables are not folded."""
-    from rich.console import Console
-
-    return Console(highlight=False, width=None if sys.stdout.isatty() else 120)
-
-
-def _print_json(data: Any) -> None:
-    click.echo(json.dumps(data, indent=2, ensure_ascii=False))
-
-
-def _show(data: Any, as_json: bool, draw: Callable[[Any], RenderableType]) -> None:
-    """Print plain data as JSON, or as ``draw`` draws it."""
-    _print_json(data) if as_json else _console().print(draw(data))
-
-
-def _members(family: str) -> Callable[..., list[str]]:
-    """Shell completion with a family's names."""
-
-    def complete(_context: click.Context, _parameter: click.Parameter, begun: str) -> list[str]:
-        from edgeprune import registry
-
-        return [name for name in registry.names(family) if name.startswith(begun)]
-
-    return complete
-
-
-def _overrides(_context: click.Context, _parameter: click.Parameter, words: Sequence[str]) -> dict[str, Any]:
-    """``("stages.prune.final=0.6",)`` -> ``{"stages.prune.final": 0.6}``."""
-    from edgeprune import yaml_files
-
-    pairs = [word.partition("=") for word in words]
-    for (key, equals, _), word in zip(pairs, words, strict=True):
-        if not equals or not key:
-            raise click.BadParameter(f"'{word}' is not KEY=VALUE, such as stages.prune.final=0.6.")
-    return {key: yaml_files.scalar(value) for key, _, value in pairs}
-
-
-as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON to standard output.")
-board = click.option("--board", metavar="USER@HOST", help="Run on this board (ssh), not on the emulator.")
-target_help = "Where it will run: a name of `edgeprune list targets`, or a .yaml file."
-recipe_help = "How: a name of `edgeprune list recipes`, or a .yaml file."
-data_help = ".npz, image folder, keras:name, tfds:name, or module:function."
-
-
-class _WithRecipe(click.Command):
-    """A command whose help ends with the example recipe."""
-
-    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        from edgeprune.recipe import EXAMPLE
-
-        super().format_epilog(ctx, formatter)
-        with formatter.section("A recipe"):
-            formatter.write("".join(f"  {line}\n" for line in EXAMPLE.splitlines()))
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -133,20 +90,18 @@ def cli() -> None:
     """
 
 
-@cli.command(cls=_WithRecipe)
+@cli.command(cls=WithRecipe)
 @click.argument("model", required=False)
 @click.option("--data", metavar="DATA", help=data_help)
-@click.option("--target", metavar="TARGET", shell_complete=_members("targets"), help=f"{target_help}  [default: rpi4]")
-@click.option(
-    "--recipe", metavar="RECIPE", shell_complete=_members("recipes"), help=f"{recipe_help}  [default: poly50]"
-)
+@click.option("--target", metavar="TARGET", shell_complete=members("targets"), help=f"{target_help}  [default: rpi4]")
+@click.option("--recipe", metavar="RECIPE", shell_complete=members("recipes"), help=f"{recipe_help}  [default: poly50]")
 @click.option("--out", metavar="DIR", help="The run folder.  [default: runs/MODEL-TARGET-RECIPE]")
 @click.option(
     "--set",
     "overrides",
     metavar="KEY=VALUE",
     multiple=True,
-    callback=_overrides,
+    callback=overrides,
     help="Change a value of the recipe; repeatable.",
 )
 @click.option(
@@ -161,7 +116,7 @@ def cli() -> None:
     help="Go on with the interrupted build in the run folder; without --out: the only one in runs/.",
 )
 @click.option("--force", is_flag=True, help="Replace another run in the run folder.")
-@click.option("--trust", is_flag=True, help="Load a model that holds code of its author's (Lambda layers).")
+@trust
 @click.option("--quiet", is_flag=True, help="No progress.")
 @as_json
 @click.pass_obj
@@ -169,8 +124,8 @@ def build(command: str, as_json: bool, quiet: bool, **words: Any) -> int:
     """Make an int8 .tflite of a model.
 
     Takes or trains MODEL, prunes it, quantizes it, converts it, proves it and profiles it for a target. MODEL is a .keras
-    or .h5 file, module:function, or a name of `edgeprune list models`. Without it: the model that the folder's
-    edgeprune.yaml names (see `edgeprune init`), else the built-in demo.
+    or .h5 file of Keras 2 or 3, a SavedModel folder, module:function, or a name of `edgeprune list models`. Without it:
+    the model that the folder's edgeprune.yaml names (see `edgeprune init`), else the built-in demo.
 
     \b
     Examples:
@@ -186,15 +141,15 @@ def build(command: str, as_json: bool, quiet: bool, **words: Any) -> int:
         result = api.build(**settled, progress=shown, command=command)
     except KeyboardInterrupt:
         out = f" --out {shlex.quote(settled['out'])}" if settled.get("out") else ""
-        return _say(f"Interrupted; resume with: edgeprune build --resume{out}", INTERRUPTED)
+        return say(f"Interrupted; resume with: edgeprune build --resume{out}", INTERRUPTED)
     finally:
         shown.close()
     if as_json:
-        _print_json(result.report)
+        print_json(result.report)
     else:
-        report_terminal.terminal(result.report, _console(), result.folder)
+        report_terminal.terminal(result.report, console(), result.folder)
     if result.missed:
-        return _say(
+        return say(
             f"Budget missed: {', '.join(result.missed)}. The model was written all the same: {result.tflite}",
             BUDGET_MISSED,
         )
@@ -203,14 +158,7 @@ def build(command: str, as_json: bool, quiet: bool, **words: Any) -> int:
 
 @cli.command()
 @click.argument("file", metavar="FILE.tflite")
-@click.option(
-    "--target",
-    metavar="TARGET",
-    default="rpi4",
-    show_default=True,
-    shell_complete=_members("targets"),
-    help=target_help,
-)
+@target_or_rpi4
 @board
 @click.option("--threads", type=click.IntRange(1), metavar="N", help="Threads to run it with.  [default: the target's]")
 @as_json
@@ -233,34 +181,126 @@ def profile(file: str, target: str, board: str | None, threads: int | None, as_j
         figures = profiling.profile(Path(file), facts, targets.connection(facts, board), threads, shown)
     finally:
         shown.close()
-    _show(figures, as_json, tables.profile)
+    show(figures, as_json, tables.profile)
 
 
 @cli.command()
 @click.argument("file", metavar="FILE.tflite|MODEL")
-@click.option("--trust", is_flag=True, help="Load a model that holds code of its author's (Lambda layers).")
+@click.option("--groups", is_flag=True, help="Of a Keras model: which channels can only be removed together.")
+@trust
 @as_json
-def inspect(file: str, trust: bool, as_json: bool) -> None:
+def inspect(file: str, groups: bool, trust: bool, as_json: bool) -> None:
     """Show what a .tflite or a Keras model holds.
 
-    Of a .tflite file: ops, data types, MACs, zeros, n:m, and what is left in float. Of a Keras model: its layers with shapes,
-    parameters, MACs and zeros.
+    Of a .tflite file: ops, data types, MACs, zeros, n:m, and what breaks the int8 guarantee. Of a Keras model: its layers
+    with shapes, parameters, MACs and zeros; with --groups its coupled channels, which of them can be cut, and which blocks
+    can be removed whole.
 
     \b
     Examples:
       edgeprune inspect runs/demo/model.tflite
       edgeprune inspect resnet8.h5 --json
+      edgeprune inspect resnet8.h5 --groups
     """
     from edgeprune import tables
 
     if file.endswith(".tflite"):
         from edgeprune import tflite
 
-        _show(tflite.inventory(tflite.read(Path(file))), as_json, tables.tflite)
+        if groups:
+            raise click.UsageError("--groups goes with a Keras model: a .tflite file's channels cannot be removed.")
+        show(tflite.inventory(tflite.read(Path(file))), as_json, tables.tflite)
+    elif groups:
+        from edgeprune.keras import channel_graph, intake
+
+        show(channel_graph.inventory(intake.named(file, trust)[0]), as_json, tables.groups)
     else:
         from edgeprune.keras import inspect as keras_inspect
 
-        _show(keras_inspect.inventory(file, trust), as_json, tables.keras)
+        show(keras_inspect.inventory(file, trust), as_json, tables.keras)
+
+
+@cli.command()
+@click.argument("file", metavar="MODEL|FILE.tflite")
+@target_or_rpi4
+@click.option("--data", metavar="DATA", help=f"Samples for the ranges; without it seeded noise. {data_help}")
+@trust
+@as_json
+def check(file: str, target: str, data: str | None, trust: bool, as_json: bool) -> None:
+    """Say what becomes of every layer on the way to int8, and why not.
+
+    Of a Keras model: whether each layer can be pruned, can lose channels, is trained with fake quantizers, and is int8 in
+    the file; for that the model is converted once, untrained. Of a .tflite file: which ops are int8, which are not,
+    and what breaks the int8 guarantee.
+
+    \b
+    Examples:
+      edgeprune check model.keras --target rpi4
+      edgeprune check runs/demo/model.tflite --json
+    """
+    from edgeprune import registry, tables
+    from edgeprune import target as targets
+
+    facts = targets.load(registry.file("targets", target))
+    if file.endswith(".tflite"):
+        from edgeprune import checking
+
+        show(checking.check(Path(file), facts), as_json, tables.check_file)
+    else:
+        from edgeprune.keras import check as checks
+
+        show(checks.check(file, facts, trust, data), as_json, tables.check_model)
+
+
+@cli.command()
+@click.argument("model", metavar="MODEL")
+@click.argument("file", metavar="FILE.tflite")
+@click.option("--data", metavar="DATA", required=True, help=f"{data_help}")
+@click.option(
+    "--samples", type=click.IntRange(1), metavar="N", default=32, show_default=True, help="Samples to compare on."
+)
+@click.option(
+    "--min-snr",
+    type=float,
+    metavar="DB",
+    default=10.0,
+    show_default=True,
+    help="Signal-to-noise ratio below which a layer is bad, dB.",
+)
+@click.option(
+    "--recipe",
+    metavar="RECIPE",
+    shell_complete=members("recipes"),
+    help="Whose `data` block says how DATA is read (preprocess, split).  [default: the run folder's]",
+)
+@trust
+@as_json
+def verify(
+    model: str, file: str, data: str, samples: int, min_snr: float, recipe: str | None, trust: bool, as_json: bool
+) -> int:
+    """Compare a .tflite with its Keras model, layer by layer.
+
+    Prints the signal-to-noise ratio of every layer, names the first op that loses the signal, and says what to do about
+    it. MODEL is as for `build`, or a run folder: that one knows the pruned and trained model which its file was made of.
+
+    Exits with 1 when an output of the file loses the signal, or an op computes something else than its layer; a bad layer
+    whose loss does not reach an output is only named.
+
+    \b
+    Examples:
+      edgeprune verify runs/demo runs/demo/model.tflite --data keras:cifar10
+      edgeprune verify model.keras model.tflite --data data.npz --samples 64 --json
+    """
+    from edgeprune import tables, verification
+
+    found = verification.verify(
+        model, Path(file), data, samples=samples, min_snr_db=min_snr, settings=recipe, trust=trust
+    )
+    show(found, as_json, tables.verify)
+    if found["holds"]:
+        return DONE
+    first = found["first_bad"]
+    return say(f"Error: {file} does not compute what {model} does. First bad: {tables.bad_words(first)}", NAMED_ERROR)
 
 
 @cli.command()
@@ -283,10 +323,10 @@ def report(run: str, page: str | None, as_json: bool) -> None:
     if page:
         files.write_text_atomic(page, reports.html(loaded))
     if as_json:
-        _print_json(loaded)
+        print_json(loaded)
     else:
         folder = Path(run) if Path(run).is_dir() else Path(run).parent
-        report_terminal.terminal(loaded, _console(), folder)
+        report_terminal.terminal(loaded, console(), folder)
 
 
 @cli.command()
@@ -309,9 +349,9 @@ def compare(runs: Sequence[str], page: str | None, as_json: bool) -> None:
     if page:
         files.write_text_atomic(page, report_html.compare_html(comparison))
     if as_json:
-        _print_json(comparison)
+        print_json(comparison)
     else:
-        report_terminal.compare_terminal(comparison, _console())
+        report_terminal.compare_terminal(comparison, console())
 
 
 @cli.command("list")
@@ -336,11 +376,11 @@ def list_(family: str | None, schema: bool, as_json: bool) -> None:
 
         if family != "recipes":
             raise click.UsageError("--schema goes with `edgeprune list recipes`.")
-        _print_json(recipe.json_schema())
+        print_json(recipe.json_schema())
     elif family:
-        _show(catalogue.describe(family), as_json, tables.words)
+        show(catalogue.describe(family), as_json, tables.words)
     else:
-        _show(catalogue.everything(), as_json, tables.families)
+        show(catalogue.everything(), as_json, tables.families)
 
 
 @cli.command()
@@ -359,13 +399,13 @@ def doctor(as_json: bool) -> int:
 
 @cli.command()
 @click.option(
-    "--model", metavar="MODEL", help=".keras, .h5, or module:function.  [default: the folder's only model file]"
+    "--model",
+    metavar="MODEL",
+    help=".keras, .h5, SavedModel folder, or module:function.  [default: the folder's only model file]",
 )
 @click.option("--data", metavar="DATA", help=f"{data_help}  [default: the folder's only .npz]")
-@click.option("--target", metavar="TARGET", shell_complete=_members("targets"), help=f"{target_help}  [default: rpi4]")
-@click.option(
-    "--recipe", metavar="RECIPE", shell_complete=_members("recipes"), help=f"{recipe_help}  [default: poly50]"
-)
+@click.option("--target", metavar="TARGET", shell_complete=members("targets"), help=f"{target_help}  [default: rpi4]")
+@click.option("--recipe", metavar="RECIPE", shell_complete=members("recipes"), help=f"{recipe_help}  [default: poly50]")
 @click.option("--force", is_flag=True, help="Replace the edgeprune.yaml that is there.")
 def init(force: bool, **words: str | None) -> None:
     """Write a commented edgeprune.yaml.
@@ -381,51 +421,4 @@ def init(force: bool, **words: str | None) -> None:
     click.echo(f"Wrote {project.init(Path(), words, force)}; now: edgeprune build")
 
 
-@cli.group()
-def emulator() -> None:
-    """The Arm board without a board.
-
-    QEMU, an arm64 Python and the TFLite runtimes, in the user's cache.
-    """
-
-
-@emulator.command()
-@click.option("--force", is_flag=True, help="Build it anew even if it is there.")
-def install(force: bool) -> None:
-    """Fetch and check the emulator; needs no root.
-
-    What is installed already and whole is kept.
-    """
-    from edgeprune import progress, registry
-
-    shown = progress.choose()
-    try:
-        click.echo(
-            f"The Arm emulator is installed in {registry.module('backends', 'qemu').install(shown, force).folder}"
-        )
-    finally:
-        shown.close()
-
-
-@emulator.command()
-@click.option("--verify", is_flag=True, help="Compare the checksum of every file.")
-@as_json
-def status(verify: bool, as_json: bool) -> int:
-    """Say what of the emulator is installed, and where.
-
-    Exits with 1 when it is missing or damaged.
-    """
-    from edgeprune import registry, tables
-
-    found = registry.module("backends", "qemu").status(verify)
-    _show(found, as_json, tables.facts)
-    return DONE if found["installed"] and not found.get("damaged") else NAMED_ERROR
-
-
-@emulator.command()
-def remove() -> None:
-    """Delete the emulator from the cache."""
-    from edgeprune import registry
-
-    removed = registry.module("backends", "qemu").remove()
-    click.echo("The Arm emulator was removed." if removed else "The Arm emulator was not installed.")
+cli.add_command(cli_emulator.emulator)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -21,13 +21,17 @@ class Preprocess:
     Attributes:
         scale: factor, finite and not 0. 1/255 turns uint8 pixels into 0..1.
         offset: added after scaling, in the model's own unit.
+        whole: the model takes whole numbers (tokens) here: int32, as they are.
     """
 
     scale: float = 1.0
     offset: float = 0.0
+    whole: bool = False
 
     def __call__(self, values: np.ndarray) -> np.ndarray:
-        """Stored values of any shape -> float32 model inputs of the same shape; never the same memory."""
+        """Stored values of any shape -> model inputs of the same shape, float32 or int32; never the same memory."""
+        if self.whole:
+            return values.astype(np.int32)
         inputs = values.astype(np.float32)
         if self.scale != 1.0:
             inputs *= np.float32(self.scale)
@@ -37,10 +41,10 @@ class Preprocess:
 
     def as_dict(self) -> dict[str, Any]:
         """The two numbers, for report.json."""
-        return asdict(self)
+        return {"scale": self.scale, "offset": self.offset}
 
 
-class PreprocessOptions(Strict):
+class ScaleOptions(Strict):
     """``model input = stored value * scale + offset``; what is not set changes nothing."""
 
     scale: float | None = Field(
@@ -57,9 +61,21 @@ class PreprocessOptions(Strict):
             )
         return scale
 
-    def resolved(self) -> Preprocess:
-        """The numbers that are used. Unset is the identity: edgeprune never guesses a scale from the values it sees."""
-        return Preprocess(1.0 if self.scale is None else self.scale, 0.0 if self.offset is None else self.offset)
+
+class PreprocessOptions(ScaleOptions):
+    """The same for every input of the model, or for each of several its own."""
+
+    inputs: dict[str, ScaleOptions] = Field(
+        default_factory=dict, description="several inputs: name -> scale and offset of those that have their own"
+    )
+
+    def resolved(self, name: str = "") -> Preprocess:
+        """The numbers that are used for an input.
+
+        Unset is the identity: edgeprune never guesses a scale from the values it sees.
+        """
+        own = self.inputs.get(name, self)
+        return Preprocess(1.0 if own.scale is None else own.scale, 0.0 if own.offset is None else own.offset)
 
 
 class DataOptions(Strict):
@@ -67,6 +83,9 @@ class DataOptions(Strict):
 
     task: Task | None = Field(
         default=None, description="what y is; null: classification for integer, text or one-hot y, else regression"
+    )
+    tasks: dict[str, Task] = Field(
+        default_factory=dict, description="several outputs: name -> what its y is; those left out go by task"
     )
     validation: float = Field(
         default=0.1,

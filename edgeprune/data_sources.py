@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
-from edgeprune import data_images, registry
-from edgeprune.data_arrays import Source
+from edgeprune import columns, data_images, registry
+from edgeprune.data_arrays import Source, is_several
 from edgeprune.data_options import DataOptions, Role
 from edgeprune.errors import DataError, EdgepruneError, MissingDependency, NameUnknown
 
@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 KEYS = "x_train, y_train, x_test, y_test (x_val, y_val, labels where you have them), or x and y alone"
 ACCEPTED = (
     "an .npz file, an image folder, keras:NAME, sklearn:NAME, tfds:NAME, module:function, a dict with the keys of an "
-    ".npz, (x, y), ((x_train, y_train), (x_test, y_test)), or a tf.data.Dataset of (x, y)"
+    ".npz, (x, y), ((x_train, y_train), (x_test, y_test)), or a tf.data.Dataset of (x, y); for several inputs or outputs "
+    "x or y is a dict of arrays by their names"
 )
 _ROLES: tuple[Role, ...] = get_args(Role)
 _INFINITE = -1  # tf.data.INFINITE_CARDINALITY
@@ -107,8 +108,8 @@ def from_object(value: Any, options: DataOptions) -> Source:
         if all(_is_dataset(item) or _is_pair(item) for item in value):
             names = ("train", "test") if len(value) == 2 else ("train", "val", "test")
             return Source({name: _pair(item, options) for name, item in zip(names, value, strict=True)})
-        if len(value) == 2 and not any(_is_dataset(item) or _is_pair(item) for item in value):
-            return Source({"all": (value[0], value[1])})
+        if len(value) == 2 and not any(map(_is_dataset, value)):
+            return Source({"all": _pair(value, options)})
     length = f" of {len(value)}" if isinstance(value, (tuple, list)) else ""
     raise DataError(
         f"The data is a {type(value).__name__}{length}, which is no form that edgeprune reads. Expected {ACCEPTED}."
@@ -247,25 +248,54 @@ def _from_mapping(value: Mapping[str, Any], options: DataOptions) -> Source:
                 f"The data has the unknown key '{strange[0]}'. Expected train, val, test and labels, or {KEYS}."
             )
         parts = {part: _pair(value[part], options) for part in ("train", "val", "test") if part in value}
-        return Source(parts, tuple(str(label) for label in value.get("labels", ())))
+        return Source(parts, columns.each(_words, value.get("labels", ())))
     return _from_keys("The data", [str(key) for key in value], value.__getitem__, options)
 
 
 def _from_keys(what: str, known: Collection[str], get: Callable[[str], Any], options: DataOptions) -> Source:
-    """Arrays by role, each read once. ``options.keys`` renames."""
+    """Arrays by role, each read once. ``options.keys`` renames. Several inputs or outputs: ``x_train_NAME``."""
     for role, key in options.keys.items():
-        if key not in known:
+        if key not in known and not _columns_of(key, known, {}):
             raise DataError(
                 f"{what} has no '{key}', which data.keys names for {role}.{registry.suggestion(key, known)} It holds "
                 f"{_listed(known)}."
             )
     keys: dict[str, str] = {role: options.keys.get(role, role) for role in _ROLES}
-    present = {role for role, key in keys.items() if key in known}
+    found = {role: _columns_of(key, known, keys) for role, key in keys.items()}
+    present = {role for role, names in found.items() if names}
     parts = _roles_of_parts(what, present, known)
-    labels = tuple(str(label) for label in np.asarray(get(keys["labels"])).ravel()) if "labels" in present else ()
-    unused = sorted(set(known) - {keys[role] for part in parts.values() for role in part} - {keys["labels"]})
+
+    def read(role: str) -> Any:
+        return columns.unnamed({name: get(key) for name, key in found[role].items()})
+
+    labels = columns.each(_words, read("labels")) if "labels" in present else ()
+    used = {
+        key for role in ("labels", *(role for part in parts.values() for role in part)) for key in found[role].values()
+    }
+    unused = sorted(set(known) - used)
     notes = (f"not used of the data: {', '.join(unused)}",) if unused else ()
-    return Source({part: (get(keys[x]), get(keys[y])) for part, (x, y) in parts.items()}, labels, notes)
+    return Source({part: (read(x), read(y)) for part, (x, y) in parts.items()}, labels, notes)
+
+
+def _words(labels: Any) -> tuple[str, ...]:
+    return tuple(str(label) for label in np.asarray(labels).ravel())
+
+
+def _columns_of(key: str, known: Collection[str], keys: Mapping[str, str]) -> dict[str, str]:
+    """Name of an input or output -> its key: the bare ``x_train``, or two and more of ``x_train_NAME``.
+
+    What another role's key begins is that role's: ``x_train_left`` is no input ``train_left`` of ``x``.
+    """
+    if key in known:
+        return {columns.LONE: key}
+    longer = [other for other in keys.values() if other.startswith(f"{key}_")]
+    own = [name for name in known if name.startswith(f"{key}_") and not any(_begins(other, name) for other in longer)]
+    labels = key == keys.get("labels")
+    return {name[len(key) + 1 :]: name for name in own} if len(own) > 1 or labels else {}
+
+
+def _begins(key: str, name: str) -> bool:
+    return name == key or name.startswith(f"{key}_")
 
 
 def _roles_of_parts(what: str, present: set[str], known: Collection[str]) -> dict[str, tuple[str, str]]:
@@ -310,7 +340,12 @@ def _holds_dataset(value: Any) -> bool:
 
 
 def _is_pair(value: Any) -> bool:
-    return isinstance(value, (tuple, list)) and len(value) == 2 and all(hasattr(item, "__array__") for item in value)
+    """Whether a value is (x, y), where either may be several arrays."""
+    return isinstance(value, (tuple, list)) and len(value) == 2 and all(map(_is_samples, value))
+
+
+def _is_samples(value: Any) -> bool:
+    return hasattr(value, "__array__") or isinstance(value, Mapping) or is_several(value)
 
 
 def _pair(value: Any, options: DataOptions) -> tuple[Any, Any]:
@@ -321,18 +356,14 @@ def _pair(value: Any, options: DataOptions) -> tuple[Any, Any]:
     raise DataError(f"A split is a {type(value).__name__}. Expected (x, y) or a tf.data.Dataset of (x, y).")
 
 
-def _materialized(dataset: Any, options: DataOptions) -> tuple[np.ndarray, np.ndarray]:
-    """All elements of a tf.data.Dataset of (x, y) as two arrays.
+def _materialized(dataset: Any, options: DataOptions) -> tuple[Any, Any]:
+    """All elements of a tf.data.Dataset of (x, y) as arrays; several inputs or outputs are dicts or tuples of them.
 
     Splits must be fixed and known sample by sample, and every stage reads them in an order of its own: that takes
     arrays.
     """
     spec = dataset.element_spec
-    if (
-        not isinstance(spec, tuple)
-        or len(spec) != 2
-        or any(getattr(getattr(part, "shape", None), "rank", None) is None for part in spec)
-    ):
+    if not isinstance(spec, tuple) or len(spec) != 2 or not all(map(_is_known, _leaves(spec))):
         raise DataError(
             f"The tf.data.Dataset gives {spec}. Expected pairs (x, y) of tensors of known rank: map it to that first."
         )
@@ -340,30 +371,52 @@ def _materialized(dataset: Any, options: DataOptions) -> tuple[np.ndarray, np.nd
         raise DataError(
             "The tf.data.Dataset is endless. Expected one pass over the samples: take .repeat() out, or add .take(n)."
         )
-    batches = dataset if _is_batched(spec) else dataset.batch(_BATCH)
-    xs: list[np.ndarray] = []
-    ys: list[np.ndarray] = []
+    batches = dataset if _is_batched(_leaves(spec)) else dataset.batch(_BATCH)
+    read: list[list[np.ndarray]] = [[] for _ in _leaves(spec)]
     size, limit = 0, options.memory_gib * 2**30
     with _foreign("The tf.data.Dataset", "Mend its map functions, and give all samples one shape."):
-        for x, y in batches.as_numpy_iterator():
-            xs.append(np.asarray(x))
-            ys.append(np.asarray(y))
-            size += xs[-1].nbytes + ys[-1].nbytes
+        for batch in batches.as_numpy_iterator():
+            for arrays, values in zip(read, _leaves(batch), strict=True):
+                arrays.append(np.asarray(values))
+                size += arrays[-1].nbytes
             if size > limit:
                 raise DataError(
                     f"The tf.data.Dataset holds more than {options.memory_gib:g} GiB. It is read into memory once, so "
                     "that the splits are fixed: keep images as uint8 and scale them with data.preprocess, raise "
                     "data.memory_gib, or give an image folder."
                 )
-        if not xs:
+        if not read[0]:
             raise DataError("The tf.data.Dataset is empty. Expected at least one (x, y).")
-        return _joined(xs), _joined(ys)
+        whole = iter([_joined(arrays) for arrays in read])
+        return _filled(spec[0], whole), _filled(spec[1], whole)
 
 
-def _is_batched(spec: tuple[Any, Any]) -> bool:
-    """Whether x and y share a first axis: unknown in both, or (with ``drop_remainder``) equal."""
-    x, y = (tuple(part.shape) for part in spec)
-    return len(x) > 1 and len(y) > 0 and x[0] == y[0]
+def _leaves(value: tuple[Any, Any]) -> list[Any]:
+    """The tensors of x, then those of y, whether they are one, a dict or a tuple."""
+    return [leaf for side in value for leaf in _side(side)]
+
+
+def _side(side: Any) -> list[Any]:
+    if isinstance(side, Mapping):
+        return list(side.values())
+    return list(side) if isinstance(side, tuple) else [side]
+
+
+def _filled(spec: Any, arrays: Iterator[np.ndarray]) -> Any:
+    """Arrays in the form of a dataset's x or y."""
+    if isinstance(spec, Mapping):
+        return {name: next(arrays) for name in spec}
+    return tuple(next(arrays) for _ in spec) if isinstance(spec, tuple) else next(arrays)
+
+
+def _is_known(spec: Any) -> bool:
+    return getattr(getattr(spec, "shape", None), "rank", None) is not None
+
+
+def _is_batched(specs: list[Any]) -> bool:
+    """Whether x and y share a first axis: unknown in all, or (with ``drop_remainder``) equal."""
+    shapes = [tuple(spec.shape) for spec in specs]
+    return len(shapes[0]) > 1 and all(len(shape) > 0 and shape[0] == shapes[0][0] for shape in shapes)
 
 
 def _joined(batches: list[np.ndarray]) -> np.ndarray:

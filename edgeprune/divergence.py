@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from edgeprune import tflite
+from edgeprune.agreement import directed
 from edgeprune.inference import Runner
 
 Inputs = Mapping[str, np.ndarray]  # by name, each (n, ...) float32
@@ -84,22 +85,22 @@ class _Sums:
     """What is kept of the differences between one op and one layer, in steps."""
 
     def __init__(self, channels: int) -> None:
-        self._total, self._squares, self._rows = np.zeros(channels), 0.0, 0
+        self._total, self._squares, self._rows = np.zeros(channels), np.zeros(channels), 0
 
     def add(self, difference: np.ndarray) -> None:
         """Take in the differences of a batch, (rows, channels)."""
         self._total += difference.sum(axis=0)
-        self._squares += float(np.square(difference).sum())
+        self._squares += np.square(difference).sum(axis=0)
         self._rows += len(difference)
 
     @property
     def systematic(self) -> float:
-        """The mean difference of the channel where it is largest."""
-        return float(np.abs(self._total / self._rows).max())
+        """The mean difference of the channel where it is largest and no chance."""
+        return directed(self._total, self._squares, self._rows)
 
     @property
     def rms(self) -> float:
-        return float(np.sqrt(self._squares / (self._rows * self._total.size)))
+        return float(np.sqrt(self._squares.sum() / (self._rows * self._total.size)))
 
 
 def _traced(runner: Runner, inputs: Inputs, tensors: Sequence[int]) -> dict[int, np.ndarray]:

@@ -6,6 +6,7 @@
     ├── NameUnknown           a word that names nothing (with the nearest that does)
     ├── RecipeError           a recipe or edgeprune.yaml that does not validate
     ├── TargetError           a target file that does not validate, or a target that cannot do what is asked
+    ├── CutError              channels or layers to remove that the model cannot lose
     ├── ModelError            a model that is missing, corrupt, or of a kind that cannot be taken
     │   └── UntrustedModel    a model whose loading would run code; needs --trust
     ├── DataError             data that is missing, corrupt, empty, or does not fit the model
@@ -35,6 +36,10 @@ class RecipeError(EdgepruneError):
 
 class TargetError(EdgepruneError):
     """A target that does not validate or cannot do what is asked."""
+
+
+class CutError(EdgepruneError):
+    """Channels or layers to remove that the model cannot lose."""
 
 
 class ModelError(EdgepruneError):

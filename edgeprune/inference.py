@@ -6,8 +6,9 @@ The figures are right here and the speed is not a board's. Kernels of another pr
 
 from __future__ import annotations
 
+import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -26,6 +27,7 @@ Arrays = tuple[np.ndarray, ...]
 
 BATCH = 64
 ACTIVATION_BYTES = 256 * 2**20  # of one batch, at most; a batch of 1 takes what it takes
+LARGEST_BYTES = 4 * 2**30  # of one sample; what a file declares beyond is no model's
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class Port:
         gets its inputs from here, so that outputs differ by kernels alone.
         """
         if self.scale == 0:
-            return values.astype(self.dtype)
+            return (np.rint(values) if self.dtype.kind in "iu" else np.asarray(values)).astype(self.dtype)
         scaled = np.asarray(values, dtype=np.float32) / np.float32(self.scale)
         steps = np.trunc(scaled + np.copysign(np.float32(0.5), scaled))
         limits = np.iinfo(self.dtype)
@@ -98,11 +100,38 @@ class Runner:
         self._threads = threads
         self._keep = keep_tensors
         self._stateful = any(tensor.is_variable for tensor in file.tensors)
+        taken = _activation_bytes(file)
+        if taken > LARGEST_BYTES:
+            raise ArtefactError(
+                f"{self._name} declares activations of {taken} bytes for one sample; at most {LARGEST_BYTES} are run here. Convert "
+                "the model again, for smaller inputs."
+            )
         self._single = self._interpreter(1)
-        self.inputs, self.outputs = _ports(self._single)
-        self._wanted = 1 if keep_tensors else max(1, min(batch, ACTIVATION_BYTES // _activation_bytes(file)))
+        try:
+            self.inputs, self.outputs = _ports(self._single)
+        except ValueError as error:  # a name that is no UTF-8, a signature of tensors that are not there
+            raise ArtefactError(
+                f"{self._name} is a damaged .tflite file: {error}. Copy or convert it again."
+            ) from error
+        self._wanted = 1 if keep_tensors else max(1, min(batch, ACTIVATION_BYTES // taken))
         self._many = self._single
         self.batch: int | None = 1 if self._wanted == 1 else None
+
+    def in_order(self, inputs: np.ndarray | Mapping[str, np.ndarray]) -> Arrays:
+        """Inputs by name, Keras' or the file's, in the file's order, which need not be the model's; one without a name.
+
+        Raises:
+            DataError: other names than the file's.
+        """
+        if not isinstance(inputs, Mapping):
+            return (inputs,)
+        given = dict(zip(words(list(inputs)), inputs.values(), strict=True))
+        names = [port.name for port in self.inputs]
+        if set(given) != set(names):
+            raise DataError(
+                f"{self._name} has the inputs {', '.join(names)}, got {', '.join(given)}. Give one array per input."
+            )
+        return tuple(given[name] for name in names)
 
     def quantize_input(self, values: np.ndarray, port: int = 0) -> np.ndarray:
         """float32 model inputs -> what `raw` takes."""
@@ -229,8 +258,10 @@ class Runner:
         return interpreter
 
 
-def outputs(runner: Runner, split: Split, done: Callable[[int], None] | None = None, batch: int = 256) -> np.ndarray:
-    """The first output, (n, ...) float32, for all samples of a split, which are read ``batch`` at a time.
+def outputs(
+    runner: Runner, split: Split, done: Callable[[int], None] | None = None, batch: int = 256
+) -> np.ndarray | dict[str, np.ndarray]:
+    """The output, (n, ...) float32, for all samples of a split, which are read ``batch`` at a time.
 
     Args:
         runner: the loaded file.
@@ -238,16 +269,28 @@ def outputs(runner: Runner, split: Split, done: Callable[[int], None] | None = N
         done: told after each batch how many samples it held.
         batch: samples in memory at once, >= 1.
 
+    Returns:
+        The only output; several by their names in the file.
+
     Raises:
         DataError: the samples do not fit the file.
         ArtefactError: the runtime fails on this file.
     """
     parts = []
     for inputs, _ in split.batches(batch):
-        parts.append(runner.run(inputs)[0])
+        given = runner.in_order(inputs)
+        parts.append(runner.run(*given))
         if done is not None:
-            done(len(inputs))
-    return np.concatenate(parts)
+            done(len(given[0]))
+    whole = [np.concatenate(pieces) for pieces in zip(*parts, strict=True)]
+    return whole[0] if len(whole) == 1 else {port.name: w for port, w in zip(runner.outputs, whole, strict=True)}
+
+
+def words(names: Sequence[str]) -> list[str]:
+    """Keras names as Python words, which is what the arguments of a file's signature have to be; they stay distinct."""
+    found = [re.sub(r"\W", "_", name) for name in names]
+    found = [word if word.isidentifier() else f"_{word}" for word in found]
+    return [word if found.count(word) == 1 else f"{word}_{place}" for place, word in enumerate(found)]
 
 
 def _runtime() -> Any:

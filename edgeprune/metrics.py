@@ -1,14 +1,16 @@
 """How good outputs are, as one number: the metric that a build must not lose.
 
 Outputs are what the model gives for every sample of a split, in float (int8 outputs dequantized): (n, k) scores for k
-classes, (n,) or (n, 1) for a single output. All arithmetic is float64, so that a metric does not depend on batching.
+classes, (n,) or (n, 1) for a single output, (n, height, width, k) where every pixel has a class. A model with several
+outputs is judged by one of them; the figures of the others are told beside it. All arithmetic is float64, so that a
+metric does not depend on batching.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -26,24 +28,39 @@ class Metric:
         name: the word in a recipe: ``accuracy``, ``auc`` ... or ``module:function``.
         higher_is_better: True for accuracy, False for an error.
         function: (y_true, outputs) -> float, NumPy arrays in.
+        output: the output that is judged, where the model has several.
+        others: metrics of the other outputs, by their names; only told.
     """
 
     name: str
     higher_is_better: bool
     function: Callable[[np.ndarray, np.ndarray], float]
+    output: str | None = None
+    others: Mapping[str, Metric] = field(default_factory=dict)
 
-    def __call__(self, y_true: np.ndarray, outputs: np.ndarray) -> float:
+    @property
+    def title(self) -> str:
+        """The name, and of which output where there are several."""
+        return self.name if self.output is None else f"{self.name} of {self.output}"
+
+    def each(self, y_true: Any, outputs: Any) -> dict[str, float]:
+        """The figure of every output by its name, the judged one first; {} for a model with one output."""
+        if self.output is None:
+            return {}
+        return {self.output: self(y_true, outputs), **{name: m(y_true, outputs) for name, m in self.others.items()}}
+
+    def __call__(self, y_true: Any, outputs: Any) -> float:
         """The figure for one split.
 
         Args:
-            y_true: (n,) class numbers, or (n, ...) values.
-            outputs: (n, ...) the model's outputs in the same order.
+            y_true: (n,) class numbers, or (n, ...) values; for several outputs by their names.
+            outputs: (n, ...) the model's outputs in the same order; for several by their names, or the judged one alone.
 
         Raises:
             DataError: the two do not belong together, or the metric is not made for such outputs.
             ModelError: an output, or the metric itself, is not finite: the training diverged.
         """
-        y_true, outputs = np.asarray(y_true), np.asarray(outputs)
+        y_true, outputs = (np.asarray(self._own(given)) for given in (y_true, outputs))
         if outputs.ndim == 0 or y_true.ndim == 0 or len(y_true) != len(outputs) or len(y_true) == 0:
             raise DataError(
                 f"The metric '{self.name}' got y {y_true.shape} and outputs {outputs.shape}: expected one output for "
@@ -58,20 +75,34 @@ class Metric:
             )
         return value
 
+    def _own(self, given: Any) -> Any:
+        return given[self.output] if isinstance(given, Mapping) else given
+
 
 def accuracy(y_true: np.ndarray, outputs: np.ndarray) -> float:
-    """Share of samples whose class is right, 0..1.
+    """Share of samples whose class is right, 0..1; of pixels (or steps) where each has a class.
 
     With k >= 2 scores the class is the one with the largest (the first of equals). A single output is a probability of
     class 1 when all n lie in 0..1, which a sigmoid guarantees: class 1 from 0.5 up. Otherwise it is a logit or a signed
     score: class 1 above 0.
     """
-    scores = _scores(outputs)
-    if scores.shape[1] > 1:
-        return float(np.mean(np.argmax(scores, axis=1) == _classes(y_true, scores.shape[1])))
-    single = scores[:, 0]
-    probabilities = single.min() >= 0 and single.max() <= 1
-    return float(np.mean((single >= 0.5 if probabilities else single > 0) == (_classes(y_true, 2) == 1)))
+    told, right = _told(y_true, outputs)
+    return float(np.mean(told == right))
+
+
+def iou(y_true: np.ndarray, outputs: np.ndarray) -> float:
+    """Mean intersection over union, 0..1, over the classes that occur in y or in the outputs.
+
+    IoU_c = TP_c / (TP_c + FP_c + FN_c), counted over all samples and pixels.
+
+    Everingham et al. (2015), The Pascal Visual Object Classes challenge: a retrospective.
+    """
+    told, right = _told(y_true, outputs)
+    classes = int(max(told.max(), right.max())) + 1
+    confusion = np.bincount(right * classes + told, minlength=classes**2).reshape(classes, classes)
+    hit = np.diag(confusion)
+    union = confusion.sum(axis=0) + confusion.sum(axis=1) - hit
+    return float(np.mean(hit[union > 0] / union[union > 0]))
 
 
 def top5(y_true: np.ndarray, outputs: np.ndarray) -> float:
@@ -128,20 +159,51 @@ def mae(y_true: np.ndarray, outputs: np.ndarray) -> float:
     return float(np.mean(np.abs(_errors(y_true, outputs))))
 
 
+def snr(y_true: np.ndarray, outputs: np.ndarray) -> float:
+    """Signal-to-noise ratio, dB: 10 log10(sum y^2 / sum (outputs - y)^2), at most 200 dB; for y that a model rebuilds."""
+    noise = float(np.square(_errors(y_true, outputs)).sum())
+    signal = float(np.square(y_true.astype(np.float64)).sum())
+    return float(np.clip(10 * np.log10(max(signal, 1e-300) / max(noise, 1e-300)), -200, 200))
+
+
 METRICS = {
     metric.name: metric
     for metric in (
         Metric("accuracy", True, accuracy),
         Metric("auc", True, auc),
+        Metric("iou", True, iou),
         Metric("mae", False, mae),
         Metric("mse", False, mse),
         Metric("rmse", False, rmse),
+        Metric("snr", True, snr),
         Metric("top5", True, top5),
     )
 }
 
 DEFAULTS: dict[Task, str] = {"classification": "accuracy", "regression": "mae"}
-_FOR_CLASSES = ("accuracy", "auc", "top5")
+_FOR_CLASSES = ("accuracy", "auc", "iou", "top5")
+
+
+def judging(tasks: Mapping[str, Task], name: str | None, output: str | None) -> Metric:
+    """The metric of a build, and those of the other outputs, which go by their tasks.
+
+    Args:
+        tasks: of every output by its name, in the model's order; a lone one is called ``""``.
+        name: as for ``choose``.
+        output: the one to judge by; None: the first.
+
+    Raises:
+        DataError: there is no such output.
+    """
+    if output is not None and output not in tasks:
+        there = ", ".join(filter(None, tasks)) or "one output, which needs no name"
+        raise DataError(f"metric_output names '{output}'.{registry.suggestion(output, tasks)} The model has {there}.")
+    judged = next(iter(tasks)) if output is None else output
+    metric = choose(tasks[judged], name)
+    if len(tasks) == 1:
+        return metric
+    others = {other: replace(choose(task), output=other) for other, task in tasks.items() if other != judged}
+    return replace(metric, output=judged, others=others)
 
 
 def choose(task: Task, name: str | Callable[..., Any] | Metric | None = None) -> Metric:
@@ -215,6 +277,23 @@ def _scores(outputs: np.ndarray) -> np.ndarray:
             "as module:function."
         )
     return outputs.reshape(len(outputs), -1).astype(np.float64)
+
+
+def _told(y_true: np.ndarray, outputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The class that the outputs tell, and the right one, of every sample or place: two (m,) int64 arrays."""
+    if outputs.ndim > 2:
+        if y_true.size * outputs.shape[-1] != outputs.size:
+            raise DataError(
+                f"y {y_true.shape} and outputs {outputs.shape} do not belong together: expected class numbers (n, ...) and a score for "
+                "every class at each of these places, (n, ..., classes)."
+            )
+        y_true, outputs = y_true.reshape(-1), outputs.reshape(-1, outputs.shape[-1])
+    scores = _scores(outputs)
+    if scores.shape[1] > 1:
+        return np.argmax(scores, axis=1), _classes(y_true, scores.shape[1])
+    single = scores[:, 0]
+    probabilities = single.min() >= 0 and single.max() <= 1
+    return (single >= 0.5 if probabilities else single > 0).astype(np.int64), _classes(y_true, 2)
 
 
 def _classes(y_true: np.ndarray, classes: int) -> np.ndarray:

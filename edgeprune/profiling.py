@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from edgeprune import registry, tflite
-from edgeprune.data import Split, stratified
+from edgeprune.data import Split, strata, stratified
 from edgeprune.errors import DeviceError
+from edgeprune.inference import Runner
 from edgeprune.measurement import Reply, Request
 from edgeprune.progress import Progress
 from edgeprune.target import Backend, Connection, Target
@@ -70,35 +71,41 @@ class Evaluation(NamedTuple):
     Attributes:
         split: the samples.
         selection: in words, which they are.
-        inputs: (n, ...) as they were fed, of the model's own dtype.
-        reply: of the device; ``outputs[0]`` are the raw outputs.
+        inputs: each (n, ...) as they were fed, of the model's own dtype, in the file's order.
+        reply: of the device; ``outputs`` are the raw outputs in the file's order.
     """
 
     split: Split
     selection: str
-    inputs: np.ndarray
+    inputs: tuple[np.ndarray, ...]
     reply: Reply
 
 
 def evaluate(
-    path: Path, split: Split, samples: int, task: str, seed: int, target: Target, connection: Connection, quantize: Any
+    path: Path,
+    split: Split,
+    samples: int,
+    seed: int,
+    target: Target,
+    connection: Connection,
+    runner: Runner,
 ) -> Evaluation:
     """Run (a stated part of) a split through a model on the target's own kernels.
 
     Args:
         split: usually the test split; nothing is chosen by the result.
         samples: at most so many; more are drawn evenly over the classes.
-        task: ``classification`` or ``regression``.
         seed: of the drawing.
-        quantize: float32 model inputs -> the model's input dtype.
+        runner: the same file here, which orders and quantizes what is fed.
 
     Raises:
         DeviceError: the target cannot be run here.
     """
-    part, selection = _part(split, samples, task, seed)
-    inputs = np.concatenate([quantize(x) for x, _ in part.batches(256)])
+    part, selection = _part(split, samples, seed)
+    batches = [_stored(runner, x) for x, _ in part.batches(256)]
+    inputs = tuple(np.concatenate(arrays) for arrays in zip(*batches, strict=True))
     with backend(connection).session(target, connection) as session:
-        reply = session.run(path, Request(inputs=(inputs,), evaluate=True))
+        reply = session.run(path, Request(inputs=inputs, evaluate=True))
     return Evaluation(part, selection, inputs, reply)
 
 
@@ -133,10 +140,14 @@ def backend(connection: Connection) -> Backend:
     return found
 
 
-def _part(split: Split, samples: int, task: str, seed: int) -> tuple[Split, str]:
+def _stored(runner: Runner, x: Any) -> list[np.ndarray]:
+    return [port.quantize(array) for port, array in zip(runner.inputs, runner.in_order(x), strict=True)]
+
+
+def _part(split: Split, samples: int, seed: int) -> tuple[Split, str]:
     if len(split) <= samples:
         return split, "the whole test split"
-    strata = split.y if task == "classification" else np.zeros(len(split), np.int64)
-    chosen = stratified(strata, samples, np.random.Generator(np.random.PCG64(seed)))
-    how = "drawn evenly over the classes" if task == "classification" else "drawn at random"
+    classes = strata(split)
+    chosen = stratified(classes, samples, np.random.Generator(np.random.PCG64(seed)))
+    how = "drawn evenly over the classes" if len(np.unique(classes)) > 1 else "drawn at random"
     return split.select(chosen), f"{samples} of the {len(split)} test samples, {how} (seed {seed})"

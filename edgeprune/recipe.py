@@ -7,7 +7,7 @@ come from the command line or the project's ``edgeprune.yaml``.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -83,6 +83,9 @@ class RecipeFile(Strict):
     description: str = Field("", description="one line for `edgeprune list recipes`")
     seed: int = Field(0, ge=0, lt=2**31, description="of every random choice in the build")
     metric: str | None = Field(None, description="accuracy, auc, mse ... or module:function; default: by the task")
+    metric_output: str | None = Field(
+        None, description="several outputs: the one that the metric is of, the others are only told; null: the first"
+    )
     data: DataOptions = Field(
         default_factory=lambda: DataOptions.model_validate({}), description="splits, calibration and preprocessing"
     )
@@ -144,6 +147,7 @@ def parse(data: Any, where: str) -> Recipe:
     """Plain data -> ``Recipe``. ``where`` names the file in messages."""
     parsed = validate(RecipeFile, data, where, RecipeError)
     stages = tuple(_stage(label, options, where) for label, options in parsed.stages.items())
+    _check_order(stages, where)
     return Recipe(parsed, stages)
 
 
@@ -175,6 +179,25 @@ def _stage(label: str, options: dict[str, Any] | None, where: str) -> StageSpec:
     except NameUnknown as error:
         raise RecipeError(f"{where}: stages.{label}: {error}") from error
     return StageSpec(label, name, validate(module.Options, options, where, RecipeError, f"stages.{label}"))
+
+
+def _check_order(stages: Sequence[StageSpec], where: str) -> None:
+    """Refuse what would undo, or be undone, before anything is trained in vain.
+
+    A stage's ``LAST_OF`` names those that may not come after it.
+
+    Raises:
+        RecipeError: one does.
+    """
+    for place, first in enumerate(stages):
+        barred = getattr(registry.module("stages", first.stage), "LAST_OF", ())
+        for later in stages[place + 1 :]:
+            if later.stage in barred:
+                raise RecipeError(
+                    f"{where}: stages.{later.label} ({later.stage}) comes after stages.{first.label} ({first.stage}), but no "
+                    f"{later.stage} stage may come after a {first.stage} stage: move {later.label} before {first.label}, or remove one "
+                    "of them."
+                )
 
 
 def _stage_data(spec: StageSpec) -> dict[str, Any]:

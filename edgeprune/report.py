@@ -7,6 +7,7 @@
     report_view      numbers and the closing table ┤
     report_words     sentences                     ┤
     report_sections  the page, block by block      ┤
+    report_shrink    channels that were removed    ┤
     report_figures   its curves and bars           ┘
 """
 
@@ -43,7 +44,9 @@ Report = dict[str, Any]
 
 # The blocks that are read below; any may be absent, and keys that are not here are free.
 _BLOCKS: dict[str, type] = {
-    **dict.fromkeys(("run", "model", "data", "history", "verify", "arm", "zeros", "environment"), dict),
+    **dict.fromkeys(
+        ("run", "model", "data", "history", "verify", "arm", "zeros", "environment", "quantization", "shrink"), dict
+    ),
     **dict.fromkeys(("recipe", "metric", "candidates", "budget"), dict),
     **dict.fromkeys(("layers", "ops", "notes", "stages"), list),
 }

@@ -14,7 +14,7 @@ from typing import Any
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
-from edgeprune import report_compare, report_words
+from edgeprune import report_compare, report_shrink, report_words
 from edgeprune import report_sections as sections
 from edgeprune.report_view import (
     ROLES,
@@ -100,12 +100,17 @@ def _context(report: Block) -> dict[str, Any]:
         "table": shown,
         "absences": absences(shown),
         "panels": sections.panels(shown),
+        "shrink": report_shrink.stages(report),
         "layers": [sections.layer(layer) for layer in rows(report, "layers")],
         "left_alone": report_words.left_alone(report),
+        "quantization": report_words.quantization_sentence(report),
+        "post_training": report_words.post_training(report),
+        "rewrites": report_words.rewrites(report),
         "training": [
             sections.training(name, block(block(report, "history"), name)) for name in block(report, "history")
         ],
         **sections.ops(report),
+        **sections.signal(report),
         "verify": report_words.verify_sentences(report),
         "verify_metric": sections.verify_metric(report),
         "arm_words": report_words.arm_sentence(report),

@@ -26,6 +26,7 @@ from edgeprune.report_view import (
     share,
 )
 
+SNR_FULL_DB, SNR_EXACT_DB, SNR_LOW_DB = 60.0, 100.0, 10.0  # a full bar; what is called exact; what is marked
 PANELS = ("metric", "size_bytes", "size_gzip_bytes", "macs", "latency")
 
 
@@ -109,6 +110,24 @@ def layer(layer: Block) -> dict[str, Any]:
         "mark": _percent_wide(target),
         "title": f"{name}: {'left alone, ' + why if why else f'sparsity {text}, target {_optional(target, share)}'}",
     }
+
+
+def signal(report: Block) -> dict[str, Any]:
+    """The signal-to-noise ratio that every layer keeps in the file, as bars; empty where none was recorded."""
+    found = [(entry, number(entry.get("snr_db"))) for entry in rows(block(report, "verify"), "layers")]
+    bars = [
+        {
+            "name": str(entry.get("layer") or "?"),
+            "text": "exact" if snr_db >= SNR_EXACT_DB else f"{snr_db:.0f} dB",
+            "width": _percent_wide(snr_db / SNR_FULL_DB),
+            "low": snr_db < SNR_LOW_DB,
+            "title": f"{entry.get('layer')}, {entry.get('op')}: {snr_db:.1f} dB",
+        }
+        for entry, snr_db in found
+        if snr_db is not None
+    ]
+    against = str(block(report, "verify").get("compared_with") or "the Keras model")
+    return {"signal": bars, "signal_against": against}
 
 
 def ops(report: Block) -> dict[str, Any]:
@@ -256,11 +275,19 @@ def model(model: Block) -> list[tuple[str, str]]:
     facts = [
         ("name", join(model.get("name"))),
         ("source", join(model.get("source"))),
-        ("input", _tensor(block(model, "input"))),
-        ("output", _tensor(block(model, "output"))),
+        *_ports(model, "input"),
+        *_ports(model, "output"),
         ("labels", join(*labels) if isinstance(labels, list) else ""),
     ]
     return [(name, words) for name, words in facts if words]
+
+
+def _ports(model: Block, kind: str) -> list[tuple[str, str]]:
+    """Inputs or outputs; where there are several, each by its name."""
+    ports = rows(model, f"{kind}s")
+    if len(ports) < 2:
+        return [(kind, _tensor(block(model, kind)))]
+    return [(f"{kind} {port.get('name') or '?'}", _tensor(port)) for port in ports]
 
 
 def _tensor(tensor: Block) -> str:

@@ -255,6 +255,9 @@ def headline(report: Block) -> str:
         parts.append(f"{size.text} {dtype_words(report)}".strip())
     if worse.value is not None:
         parts.append(_distance(report, worse.value))
+    macs = [number(candidate(report, role).get("macs")) for role in ("dense_int8", "final")]
+    if macs[0] and macs[1] is not None and macs[1] < macs[0]:
+        parts.append(f"{percent(1 - macs[1] / macs[0])} fewer MACs")
     if zeros is not None:
         parts.append(f"{percent(zeros)} zeros" if zeros else "no zeros")
     if not parts:

@@ -66,6 +66,8 @@ def verify_sentences(report: Block) -> list[tuple[bool | None, str]]:
     int8 = number(verify.get("int8_share"))
     if int8 is not None:
         found.append((int8 == 1, f"{percent(int8)} of the ops are int8{_float_ops(verify)}"))
+    if isinstance(block(verify, "int8").get("holds"), bool):
+        found += _guarantee(block(verify, "int8"))
     if isinstance(verify.get("zeros_match"), bool):
         held = verify["zeros_match"]
         found.append((held, f"the zeros in the file {'equal' if held else 'do not equal'} the masks"))
@@ -74,13 +76,25 @@ def verify_sentences(report: Block) -> list[tuple[bool | None, str]]:
         found.append((held, f"{_patterns(report)} {'holds' if held else 'does not hold'} in every block of its layers"))
     if _agreement(verify):
         diverges = block(verify, "first_divergence")
-        words = f"against the fake-quantized Keras model: {_agreement(verify)}"
+        words = f"against {verify.get('compared_with') or 'the fake-quantized Keras model'}: {_agreement(verify)}"
         if diverges:
             layer = f" ({diverges['layer']})" if diverges.get("layer") else ""
             words += f"; they part at op {diverges.get('index')} {diverges.get('op', '')}{layer}, "
             words += f"by {diverges.get('steps')} steps"
         found.append((None if not diverges else False, words))
     return found or [(None, "not verified: not recorded")]
+
+
+def _guarantee(int8: Block) -> list[tuple[bool | None, str]]:
+    """Whether the file is int8 throughout; float ops are told with the share of int8 ops."""
+    if int8["holds"]:
+        return [
+            (
+                True,
+                "every tensor is int8 (int32 biases), the shapes are fixed, and the file is no larger than that needs",
+            )
+        ]
+    return [(False, str(entry.get("message"))) for entry in rows(int8, "violations") if entry.get("kind") != "float_op"]
 
 
 def _float_ops(verify: Block) -> str:
@@ -92,6 +106,50 @@ def _patterns(report: Block) -> str:
     found = [layer["n_of_m"] for layer in rows(report, "layers") if isinstance(layer.get("n_of_m"), Mapping)]
     names = dict.fromkeys(f"{pattern.get('n')}:{pattern.get('m')}" for pattern in found)
     return " and ".join(names) or "n:m"
+
+
+def quantization_sentence(report: Block) -> str:
+    """How the layers became int8: 'Trained with fake quantizers: 9 layers trained, 3 fused into the op before them.'"""
+    quantization = block(report, "quantization")
+    if not quantization:
+        return ""
+    how = [str(layer.get("how")) for layer in rows(quantization, "layers")]
+    counts = ", ".join(f"{how.count(word)} {words}" for word, words in _HOW.items() if word in how)
+    layers = f": of {len(how)} layers {counts}" if counts else ""
+    if quantization.get("trained") is not True:
+        given = "" if how else f": {reason(quantization, 'the recipe asks for it')}"
+        return f"Quantized after training, with ranges from calibration samples{layers}{given}."
+    ranges = "; all ranges of the file come from calibration samples" if quantization.get("mixed") is True else ""
+    return f"Trained with fake quantizers{layers}{ranges}."
+
+
+_HOW = {
+    "trained": "trained with their ranges",
+    "fused": "computed inside the op before them",
+    "passed on": "without a range of their own",
+    "post-training": "left to ranges after training",
+}
+
+
+def post_training(report: Block) -> list[tuple[str, list[str]]]:
+    """Layers that fake quantizers did not carry, grouped: (class and reason, names)."""
+    groups: dict[str, list[str]] = {}
+    for layer in rows(block(report, "quantization"), "layers"):
+        if layer.get("how") == "post-training":
+            why = f"{layer.get('kind') or 'layer'}: {reason(layer)}"
+            groups.setdefault(why, []).append(str(layer.get("name", "?")))
+    return list(groups.items())
+
+
+def rewrites(report: Block) -> list[tuple[str, str]]:
+    """What the model was rewritten by before it was quantized: (name, layers)."""
+    found = []
+    for rewrite in rows(block(report, "quantization"), "rewrites"):
+        layers = rewrite.get("layers")
+        found.append(
+            (str(rewrite.get("name", "?")), ", ".join(map(str, layers)) if isinstance(layers, list) else ABSENT)
+        )
+    return found
 
 
 def left_alone(report: Block) -> list[tuple[str, list[str]]]:

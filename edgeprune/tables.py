@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -10,9 +10,14 @@ from rich.table import Table
 from rich.text import Text
 
 from edgeprune import report_view as view
+from edgeprune.progress import printable
 
 Plain = Mapping[str, Any]
 ABSENT = view.ABSENT
+OBVIOUS = ("no kernel", "no output channels of its own")  # reasons that need no line
+NAMES = 6  # of layers in one line of reasons
+VIOLATIONS = 20  # of the int8 guarantee, one line each
+BAR, FULL_DB = 15, 60.0  # of the bars of signal-to-noise ratios: characters, and what they stand for
 
 
 def tflite(inventory: Plain) -> RenderableType:
@@ -28,9 +33,19 @@ def tflite(inventory: Plain) -> RenderableType:
         f"{_count(inventory['params'])} parameters, {_count(inventory['macs'])} MACs, sparsity {_share(inventory['sparsity'])}",
         f"{view.kib(inventory['size_bytes'])}, {view.kib(inventory['size_gzip_bytes'])} compressed",
         f"int8 ops: {_share(inventory['int8_share'])}; left in float: {_listed(inventory['float_ops'])}",
+        *_violations([violation["message"] for violation in inventory["int8_violations"]]),
         *inventory["notes"],
     ]
     return Group(ops, Text(), weights, *_lines(totals))
+
+
+def _violations(messages: Sequence[str]) -> list[str]:
+    """Whether the file is int8 throughout, and what is not, in words."""
+    if not messages:
+        return ["int8 throughout."]
+    more = [f"... and {len(messages) - VIOLATIONS} more"] if len(messages) > VIOLATIONS else []
+    lines = [f"not int8 throughout, {len(messages)} violations:", *messages[:VIOLATIONS], *more]
+    return [printable(line) for line in lines]
 
 
 def keras(inventory: Plain) -> RenderableType:
@@ -61,6 +76,25 @@ def keras(inventory: Plain) -> RenderableType:
     return Group(layers, *_lines([f"{inventory['name']}: {totals}"]))
 
 
+def groups(inventory: Plain) -> RenderableType:
+    """The coupled channels of a Keras model, which of them can be cut and why not, and the blocks that can go whole."""
+    table = _table("group", "units", "step", "producers", "consumers", "cuttable", right=("units", "step"))
+    for group in inventory["groups"]:
+        names = (_some(group["producers"]), _some(group["consumers"]) or ABSENT)
+        cuttable = "yes" if group["cuttable"] else "no"
+        _row(table, printable(group["name"]), _count(group["units"]), _count(group["step"]), *names, cuttable)
+    cuttable = sum(group["cuttable"] for group in inventory["groups"])
+    lines = [f"{cuttable} of {len(inventory['groups'])} groups can be cut."]
+    for group in inventory["groups"]:
+        if group["reasons"]:
+            lines.append(f"left whole: {group['name']}: its channels {'; '.join(group['reasons'])}")
+        if group["inexact"]:
+            lines.append(f"cutting is not the same as zeroing: {group['name']}: {'; '.join(group['inexact'])}")
+    lines += [f"removable whole, at '{block['addition']}': {_some(block['layers'])}" for block in inventory["blocks"]]
+    lines = [printable(line) for line in lines]
+    return Group(table, *_lines(lines))
+
+
 def profile(figures: Plain) -> RenderableType:
     """A profile: the latency with what it is, and the ops where their times are known."""
     latency = view.latency(figures)
@@ -77,6 +111,102 @@ def profile(figures: Plain) -> RenderableType:
     for op in timed:
         _row(ops, str(op["index"]), op["op"], f"{op['ms']:.3f}")
     return Group(summary, ops)
+
+
+def check_model(found: Plain) -> RenderableType:
+    """What becomes of every layer of a model, and below, reason by reason, why something does not."""
+    columns = ("layer", "class", "parameters", "prunable", "shrinks", "QAT", "int8")
+    table = _table(*columns, right=("parameters",))
+    for layer in found["layers"]:
+        int8 = {True: "yes", False: "no", None: ABSENT}[layer["int8"]]
+        shrinks = "yes" if layer["shrinkable"] is None else ABSENT
+        cells = (layer["name"], layer["kind"], _count(layer["params"]), _carries(layer["prunable"]) or ABSENT)
+        _row(table, *map(printable, cells), shrinks, layer["qat"]["how"], int8)
+    lines = [f"{found['model']}: {found['summary']['words']}."]
+    lines += map(printable, found["notes"])
+    if found["summary"]["error"]:
+        lines.append(f"Not converted: {found['summary']['error']}")
+    lines += [f"rewritten, {done['name']}: {_some(done['layers'])}" for done in found["rewrites"]]
+    lines += _why("not prunable 2:4", ((layer["prunable"]["2:4"], layer["name"]) for layer in found["layers"]))
+    lines += _why("not shrinkable", ((layer["shrinkable"], layer["name"]) for layer in found["layers"]))
+    lines += _why("QAT", ((layer["qat"]["reason"], layer["name"]) for layer in found["layers"]))
+    lines += _why("not int8", ((layer["reason"], layer["name"]) for layer in found["layers"] if layer["int8"] is False))
+    return Group(table, *_lines(lines))
+
+
+def check_file(found: Plain) -> RenderableType:
+    """Every op of a .tflite file with whether it is int8, and what breaks the guarantee."""
+    table = _table("op", "kind", "layer", "int8", "why not", right=("op",))
+    for op in found["ops"]:
+        int8 = "yes" if op["int8"] else "no"
+        _row(table, str(op["index"]), op["op"], printable(op["layer"] or ""), int8, op["reason"] or "")
+    return Group(table, *_lines([f"{found['summary']['words']}.", *found["violations"], *found["notes"]]))
+
+
+def _why(what: str, entries: Iterable[tuple[str | None, str]]) -> list[str]:
+    """One line per reason with the layers it holds for, at most `NAMES` of them by name."""
+    by_reason: dict[str, list[str]] = {}
+    for reason, name in entries:
+        if reason is not None and reason not in OBVIOUS:
+            by_reason.setdefault(reason, []).append(name)
+    return [printable(f"{what}: {reason}: {_some(names)}") for reason, names in by_reason.items()]
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - NAMES} more" if len(names) > NAMES else ""
+    return printable(", ".join(names[:NAMES])) + more
+
+
+def verify(found: Plain) -> RenderableType:
+    """A comparison layer by layer: the signal that each keeps, as figures and as bars, and what to do."""
+    columns = ("op", "kind", "layer", "SNR dB", "", "cosine", "steps", "at ends")
+    table = _table(*columns, right=("op", "SNR dB", "cosine", "steps", "at ends"))
+    first = found["first_bad"]
+    for row in [*found["inputs"], *found["layers"]]:
+        layer = row["layer"] if row["layer"] == row["output_of"] else f"{row['layer']} … {row['output_of']}"
+        steps = ABSENT if row["largest_steps"] is None else f"{row['largest_steps']:.0f}"
+        cells = (
+            *("" if row["op"] is None else str(row["op"]), row["kind"], printable(layer)),
+            *(
+                f"{row['snr_db']:.1f}",
+                _decibels(row["snr_db"]),
+                f"{row['cosine']:.4f}",
+                steps,
+                _share(row["saturated"]),
+            ),
+        )
+        table.add_row(*map(Text, cells), style="red" if row["snr_db"] < found["min_snr_db"] else None)
+    lines = [verify_summary(found)]
+    if first is not None:
+        lines.append(f"First bad: {bad_words(first)}")
+    if found["fused"]:
+        lines.append(f"Computed inside other layers' ops: {_some(found['fused'])}.")
+    return Group(table, *_lines(lines))
+
+
+def verify_summary(found: Plain) -> str:
+    """One line: against what, how many samples, the worst layer."""
+    rows = found["layers"]
+    compared = f"{len(rows)} layers against {found['compared_with']} on {found['samples']} samples"
+    if not rows:
+        return f"{compared}: none of the file's tensors stands for a layer."
+    worst = min(rows, key=lambda row: row["snr_db"])
+    return f"{compared}; the lowest signal-to-noise ratio is {worst['snr_db']:.1f} dB, of '{worst['layer']}'."
+
+
+def bad_words(first: Plain) -> str:
+    """The first bad op, why, and what to do."""
+    what = (
+        f"input '{first['layer']}'"
+        if first["op"] is None
+        else f"op {first['op']}, {first['kind']} of '{first['layer']}'"
+    )
+    return f"{what}, {first['snr_db']:.1f} dB: {first['advice']}."
+
+
+def _decibels(snr_db: float) -> str:
+    """A bar; 60 dB, which no 8-bit tensor has, fill it."""
+    return "█" * round(max(0.0, min(snr_db, FULL_DB)) / FULL_DB * BAR)
 
 
 def facts(entries: Plain) -> RenderableType:

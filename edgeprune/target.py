@@ -66,6 +66,14 @@ class ChannelMultiple(Strict):
 
     out: Count = Field(description="output channels")
     in_: Count = Field(alias="in", description="input channels")
+    until: Count | None = Field(None, description="output channels up to which that holds; null: for any number")
+    beyond: Count | None = Field(None, description="output channels, in layers with more than `until`")
+
+    @model_validator(mode="after")
+    def _both(self) -> ChannelMultiple:
+        if (self.until is None) != (self.beyond is None):
+            raise ValueError("give both 'until' and 'beyond', or neither")
+        return self
 
 
 class Emulate(Strict):

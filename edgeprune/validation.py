@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -10,6 +11,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from edgeprune.errors import EdgepruneError
 from edgeprune.registry import suggestion
+
+# What pydantic puts into a path for the alternatives of a union; it is no part of the file.
+BRANCH = re.compile(r"constrained-\w+|(literal|list|dict|tuple)\[.*\]|int|float|str|bool")
 
 
 class Strict(BaseModel):
@@ -40,12 +44,21 @@ def validate(model: type[Model], data: Any, where: str, error: type[EdgepruneErr
     try:
         return model.model_validate(data)
     except ValidationError as problem:
-        first = problem.errors(include_url=False)[0]
+        first = _nearest(problem.errors(include_url=False))
         raise error(f"{where}: {_sentence(model, first, prefix)}") from problem
 
 
+def _nearest(problems: list[Any]) -> Any:
+    """The first problem; of the alternatives of a union, that of the one which fits furthest."""
+    first = problems[0]["loc"]
+    branch = next((place for place, part in enumerate(first) if BRANCH.fullmatch(str(part))), None)
+    if branch is None:
+        return problems[0]
+    return max((one for one in problems if one["loc"][:branch] == first[:branch]), key=lambda one: len(one["loc"]))
+
+
 def _sentence(model: type[BaseModel], problem: Any, prefix: str) -> str:
-    path = [str(part) for part in problem["loc"]]
+    path = [str(part) for part in problem["loc"] if not BRANCH.fullmatch(str(part))]
     dotted = ".".join([*([prefix] if prefix else []), *path])
     if problem["type"] == "extra_forbidden":
         known = list(_fields_at(model, path[:-1]))

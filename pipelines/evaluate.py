@@ -21,10 +21,10 @@ def run(state: State, options: Options) -> State:
     model = intake.load_own(state.path("model"))
     saved = intake.save(model, state.workspace / "model.keras")
     split = state.run.data.validation if len(state.run.data.validation) else state.run.data.calibration
-    value = state.run.metric(split.y, training.outputs(model, split))
+    metric, outputs = state.run.metric, training.outputs(model, split)
+    others = [f"{each.title} {each(split.y, outputs):.4f}" for each in metric.others.values()]
+    figures = ", ".join([f"{metric.title} {metric(split.y, outputs):.4f}", *others])
     return state.add(
         files={"float": saved},
-        summaries={
-            state.label: f"{state.run.metric.name} {value:.4f} on {len(split)} samples that are not the test split"
-        },
+        summaries={state.label: f"{figures} on {len(split)} samples that are not the test split"},
     )

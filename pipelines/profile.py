@@ -6,11 +6,14 @@ cannot be had either, the build goes on and the report says what is missing and 
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from pydantic import Field
 
-from edgeprune import agreement, inference, profiling
+from edgeprune import agreement, columns, inference, profiling
+from edgeprune.data_options import Task
 from edgeprune.errors import DeviceError
 from edgeprune.pipeline import State
 from edgeprune.validation import Strict
@@ -41,7 +44,7 @@ def run(state: State, options: Options) -> State:
     return state.add(
         arm=on_device,
         latency=latencies,
-        summaries={state.label: _summary(state.run.metric.name, on_device, latencies["final"])},
+        summaries={state.label: _summary(state.run.metric.title, on_device, latencies["final"])},
     )
 
 
@@ -49,30 +52,74 @@ def _evaluate(state: State, options: Options) -> dict[str, Any]:
     """The metric on the target's kernels, and how far its outputs are from this machine's for the same samples."""
     run, path = state.run, state.path("final")
     host = inference.Runner(path)
-    done = profiling.evaluate(
-        path, run.data.test, options.samples, run.data.task, run.seed, run.target, run.connection, host.quantize_input
+    done = profiling.evaluate(path, run.data.test, options.samples, run.seed, run.target, run.connection, host)
+    ports = _ports(state, host.outputs)
+    here, there = host.raw(*done.inputs), done.reply.outputs
+    on_host, on_target = (
+        columns.unnamed({name: host.outputs[place].dequantize(arrays[place]) for name, place in ports.items()})
+        for arrays in (here, there)
     )
-    port = host.outputs[0]
-    here, there = host.raw(done.inputs)[0], done.reply.outputs[0]
-    compared = agreement.compare(
-        here, there, run.data.task == "classification", agreement.boundary_of(port.scale, port.zero_point)
-    )
+    compared = {
+        name: _compare(host.outputs[place], here[place], there[place], run.data.tasks[name])
+        for name, place in ports.items()
+    }
+    y, metric = done.split.y, run.metric
+    judged = compared[metric.output or columns.LONE]
     return {
         "runtime": done.reply.runtime_name,
         "cpu": run.target.emulate.cpu or run.target.cpu.core,
         "emulated": done.reply.kind == "emulated",
         "samples": len(done.split),
         "selection": done.selection,
-        "metric": run.metric(done.split.y, port.dequantize(there)),
-        "host_metric": run.metric(done.split.y, port.dequantize(here)),
-        "agreement": compared.agreement,
-        "equal_share": compared.equal_share,
-        "largest_difference_steps": compared.largest_difference_steps,
+        "metric": metric(y, on_target),
+        "host_metric": metric(y, on_host),
+        "outputs": _each(metric.each(y, on_target), metric.each(y, on_host), compared),
+        "agreement": judged.agreement,
+        "equal_share": judged.equal_share,
+        "largest_difference_steps": judged.largest_difference_steps,
         "arena_bytes": done.reply.arena_bytes,
         "arena_how": done.reply.arena_how,
         "peak_rss_bytes": done.reply.peak_rss_bytes,
         "digests": list(done.reply.digests),
     }
+
+
+def _each(
+    on_target: Mapping[str, float], on_host: Mapping[str, float], compared: Mapping[str, agreement.Comparison]
+) -> dict[str, Any]:
+    """The figures of every output; {} for a model with one."""
+    return {
+        name: {
+            "metric": figure,
+            "host_metric": on_host[name],
+            "agreement": compared[name].agreement,
+            "largest_difference_steps": compared[name].largest_difference_steps,
+        }
+        for name, figure in on_target.items()
+    }
+
+
+def _compare(port: inference.Port, here: np.ndarray, there: np.ndarray, task: Task) -> agreement.Comparison:
+    boundary = agreement.boundary_of(port.scale, port.zero_point)
+    return agreement.compare(here, there, task == "classification", boundary)
+
+
+def _ports(state: State, ports: Sequence[inference.Port]) -> dict[str, int]:
+    """For every output, by the name that y has, its place in the file.
+
+    A rewrite may have put another layer last, and the file orders its outputs by itself: then the exported model, which has
+    the file's names in the model's order, says which is which.
+    """
+    names, places = list(state.run.data.tasks), {port.name: place for place, port in enumerate(ports)}
+    if len(names) == 1:
+        return {names[0]: 0}
+    words = inference.words(names)
+    if set(words) != set(places):
+        from edgeprune.keras.export import Exported
+
+        role = "exported" if "exported" in state.files else "quantized"
+        words = Exported(state.path(role)).output_names
+    return {name: places[word] for name, word in zip(names, words, strict=True)}
 
 
 def _latency(state: State, role: str, options: Options) -> dict[str, Any]:

@@ -15,6 +15,8 @@ from edgeprune.errors import RecipeError
 from edgeprune.pipeline import State
 from edgeprune.recipe import FitOptions
 
+LAST_OF = ("shrink",)  # stages that may not come after this one: they would remove channels of masked kernels
+
 
 class Options(FitOptions):
     """Options of the prune stage."""
@@ -83,26 +85,33 @@ class Options(FitOptions):
 
 def run(state: State, options: Options) -> State:
     """Wrap, fit, strip."""
-    from edgeprune.keras import intake, pruning, tfmot, training
+    from edgeprune.keras import intake, program, pruning, tfmot, training
 
     training.start(state.run.seed)
     model = intake.load_own(state.path("model"))
+    why = program.why_not(model)
+    if why:
+        return state.add(notes=[f"Nothing is pruned. {why}."], summaries={state.label: "nothing to prune: no layers"})
     pattern, ramp = _pattern(options), _ramp(options)
     plans = pruning.plan(model, pattern, options.include, options.exclude)
     _check_earlier(state, plans)
     steps = options.epochs * training.steps_per_epoch(state.run.data.train, options)
     wrapped = pruning.wrap(model, plans, pattern, ramp, steps)
-    goal = training.objective(model, state.run.data.task)
+    goal = training.objective(model, state.run.data.tasks)
     schedule = pruning.schedule_function(ramp, pattern)
     history = training.fit(wrapped, state, options, goal, [tfmot.sparsity.keras.UpdatePruningStep()], schedule)
     masks = pruning.masks(wrapped)
     pruned = intake.save(pruning.strip(wrapped), state.workspace / "model.keras")
-    entries = {plan.name: _entry(plan, pattern, ramp.final, masks) for plan in plans if plan.kernel}
+    entries = {
+        entry["name"]: entry for plan in plans if plan.kernel for entry in _entries(plan, pattern, ramp.final, masks)
+    }
+    left = [f"{plan.name} is not pruned: {plan.reason}" for plan in plans if plan.left_alone]
+    partly = [f"{plan.name}'s {reason}; this kernel is not pruned" for plan in plans for reason in plan.left]
     return state.add(
         files={"model": pruned, "masks": pruning.save_masks(masks, state.workspace / "masks.npz")},
         history={state.label: {"epochs": history, "schedule": _curve(schedule, options.epochs)}},
         pruning={"layers": entries},
-        notes=[f"{plan.name} is not pruned: {plan.reason}" for plan in plans if plan.left_alone],
+        notes=[*left, *partly],
         summaries={state.label: _summary(plans, masks, pattern)},
     )
 
@@ -115,9 +124,9 @@ def _check_earlier(state: State, plans: list[Any]) -> None:
     """
     if "masks" not in state.files:
         return
-    from edgeprune.keras import pruning
+    from edgeprune.keras import kernels, pruning
 
-    pruned = {plan.name for plan in plans if plan.prunable}
+    pruned = {kernels.key(plan.name, kernel) for plan in plans for kernel in plan.kernels}
     lost = sorted(set(pruning.load_masks(state.path("masks"))) - pruned)
     if lost:
         raise RecipeError(
@@ -143,9 +152,11 @@ def _ramp(options: Options) -> Any:
     return Ramp(schedule, options.initial, final, options.begin, options.end, options.power, options.frequency)
 
 
-def _entry(plan: Any, pattern: Any, final: float, masks: dict[str, Any]) -> dict[str, Any]:
-    """A layer's part of report.json."""
-    entry = {
+def _entries(plan: Any, pattern: Any, final: float, masks: dict[str, Any]) -> list[dict[str, Any]]:
+    """A layer's part of report.json: one entry, or one for each of its kernels that is pruned."""
+    from edgeprune.keras import kernels
+
+    layer = {
         "name": plan.name,
         "type": plan.kind,
         "params": plan.params,
@@ -153,10 +164,15 @@ def _entry(plan: Any, pattern: Any, final: float, masks: dict[str, Any]) -> dict
         "reason": plan.reason,
     }
     if not plan.prunable:
-        return {**entry, "granularity": None, "pattern": None, "sparsity_target": None, "sparsity_keras": None}
-    kept = float(masks[plan.name].mean())
+        return [{**layer, "granularity": None, "pattern": None, "sparsity_target": None, "sparsity_keras": None}]
     nm = str(pattern) if pattern.granularity == "n:m" else None
-    return {**entry, "granularity": str(pattern), "pattern": nm, "sparsity_target": final, "sparsity_keras": 1.0 - kept}
+    how = {"granularity": str(pattern), "pattern": nm, "sparsity_target": final}
+    names = [kernels.key(plan.name, kernel) for kernel in plan.kernels]
+    sizes = [plan.params] if len(names) == 1 else [int(masks[name].size) for name in names]
+    return [
+        {**layer, "name": name, "params": size, **how, "sparsity_keras": 1.0 - float(masks[name].mean())}
+        for name, size in zip(names, sizes, strict=True)
+    ]
 
 
 def _curve(schedule: Any, epochs: int, points: int = 200) -> list[dict[str, float]]:

@@ -1,6 +1,7 @@
 """Gather what the stages found into report.json and report.html, and put the model where the user looks for it.
 
-Leaves ``model.tflite``, ``model.keras`` (the compressed float model), ``report.json`` and ``report.html`` in the run folder.
+Leaves ``model.tflite``, ``model.keras`` (the compressed float model, as Keras 3 saves it), ``report.json`` and ``report.html``
+in the run folder.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ class Options(Strict):
 def run(state: State, options: Options) -> State:
     """Write the report; every figure in it comes from a stage."""
     folder = state.run.folder
-    for role, name in (("final", MODEL), ("model", "model.keras")):
+    compressed = "compressed" if "compressed" in state.files else "model"
+    for role, name in (("final", MODEL), (compressed, "model.keras")):
         if role in state.files:
             files.write_bytes_atomic(folder / name, state.path(role).read_bytes())
     report = assemble(state)
@@ -68,13 +70,15 @@ def assemble(state: State) -> dict[str, Any]:
         "model": {"source": run.about.get("model"), **facts.get("model", {}), "labels": list(run.data.labels)},
         "data": _data(state),
         "history": facts.get("history", {}),
+        "shrink": facts.get("shrink", {}),
+        "quantization": _quantization(facts),
         "layers": _layers(facts),
         "ops": facts.get("ops", []),
         "verify": facts.get("verify"),
         "arm": facts.get("arm"),
         "zeros": {"words": list(run.target.zeros.words)},
         "environment": _environment(),
-        "notes": [*run.data.provenance.get("notes", []), *facts.get("notes", [])],
+        "notes": [*run.about.get("notes", []), *run.data.provenance.get("notes", []), *facts.get("notes", [])],
     }
 
 
@@ -126,6 +130,22 @@ def _data(state: State) -> dict[str, Any]:
     }
     data["splits"] = {name: {**split, "used_for": used.get(name, [])} for name, split in data.get("splits", {}).items()}
     return data
+
+
+def _quantization(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """How every layer became int8, and what the model was rewritten by on the way.
+
+    ``trained``: whether fake quantizers were trained with; ``mixed``: whether some layers had none; ``layers``: ``name``,
+    ``kind``, ``how`` and ``reason`` of each; ``rewrites``: ``name`` and ``layers`` of each.
+    """
+    without = {
+        "trained": False,
+        "mixed": False,
+        "layers": [],
+        "reason": "no stage of the recipe trains for quantization",
+    }
+    found = facts.get("quantization", without)
+    return {**found, "rewrites": [*found.get("rewrites", []), *facts.get("rewrites", [])]}
 
 
 def _layers(facts: Mapping[str, Any]) -> list[dict[str, Any]]:

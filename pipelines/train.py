@@ -25,18 +25,20 @@ class Options(FitOptions):
 
 def run(state: State, options: Options) -> State:
     """Fit when asked, then keep the result as the float reference."""
-    from edgeprune.keras import intake, training
+    from edgeprune.keras import intake, program, training
 
     training.start(state.run.seed)
     model = intake.load_own(state.path("model"))
-    wanted = options.epochs > 0 and (options.when == "always" or not state.run.inputs["trained"])
+    why = program.why_not(model)
+    wanted = not why and options.epochs > 0 and (options.when == "always" or not state.run.inputs["trained"])
     history = []
     if wanted:
-        history = training.fit(model, state, options, training.objective(model, state.run.data.task))
+        history = training.fit(model, state, options, training.objective(model, state.run.data.tasks))
     saved = intake.save(model, state.workspace / "model.keras")
     summary = f"{len(history)} epochs, loss {history[-1]['loss']:.4f}" if history else "taken as it is"
     return state.add(
         files={"model": saved, "float": saved},
         history={state.label: {"epochs": history}} if history else {},
+        notes=[f"{why}. It is not trained, and becomes int8 after training only."] if why else [],
         summaries={state.label: summary},
     )

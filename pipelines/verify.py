@@ -4,22 +4,25 @@ Takes what ``convert`` left and the prune stage's ``masks``; leaves the report's
 what the file holds of each pruned layer. The test split gives the metrics and nothing else: outputs are compared on
 samples of the validation split (the calibration split where there is none) and on noise.
 
-A final model that was quantized after training has no fake-quantized counterpart. It is compared with its float model;
-that difference is the quantization itself, so it is reported and never an error.
+A final model that was quantized after training, in whole or in part, has no fake-quantized counterpart. It is compared
+with its float model; that difference is the quantization itself, so it is reported and never an error.
+
+How much of its signal every layer keeps is recorded on a few of the samples, unless the model is large.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 from pydantic import Field
 
-from edgeprune import inference, parity, proof, tflite
+from edgeprune import columns, layerwise, parity, proof, tflite
 from edgeprune.data import Split
 from edgeprune.errors import ArtefactError
+from edgeprune.inference import Runner
 from edgeprune.pipeline import State
 from edgeprune.validation import Strict
 
@@ -27,6 +30,8 @@ if TYPE_CHECKING:
     from edgeprune.keras.export import Exported
 
 BATCH = 256
+SNR_SAMPLES, SNR_OPS, SNR_MACS = 8, 400, 2 * 10**9  # layer by layer only where it takes seconds; by size, so that a
+# resumed build records what an unbroken one does
 REAL_SHARE = 0.75  # of the samples that outputs are compared on; the rest is noise, which reaches what data does not
 
 
@@ -53,7 +58,7 @@ def run(state: State, options: Options) -> State:
     proofs = _proofs(state, file)
     meter = _Meter(state, options.samples)
     metrics = _metrics(state, meter)
-    found = _parity(state, options)
+    found = _parity(state, file, options)
     meter(options.samples)
     verify = {**_claims(file, proofs, metrics), **found.facts}
     return state.add(
@@ -61,7 +66,7 @@ def run(state: State, options: Options) -> State:
         candidates=_candidates(state, metrics),
         ops=tflite.inventory(file)["ops"],
         verified_layers={each.layer: _layer(each) for each in proofs},
-        notes=[*_float_notes(verify["float_ops"]), *found.notes],
+        notes=[*_notes(verify), *found.notes],
         summaries={state.label: _summary(state, verify, proofs)},
     )
 
@@ -89,28 +94,82 @@ def _proofs(state: State, file: tflite.TFLiteFile) -> tuple[proof.LayerProof, ..
     return proof.prove(file, masks, {name: entry.get("pattern") for name, entry in planned.items()})
 
 
-def _metrics(state: State, meter: Callable[[int], None]) -> dict[str, float]:
+def _metrics(state: State, meter: Callable[[int], None]) -> dict[str, _Figures]:
     """The metric on the test split, once for each model that there is."""
     from edgeprune.keras.export import Exported
 
-    test, metric = state.run.data.test, state.run.metric
+    test, metric, names = state.run.data.test, state.run.metric, tuple(state.run.data.targets)
     found = {}
+    models: dict[str, Exported] = {}
     for role in ("reference", "quantized"):
         if role in state.files:
-            found[role] = metric(test.y, _keras_outputs(Exported(state.path(role)), test, meter))
-    for role in ("final", "dense_int8"):
+            models[role] = Exported(state.path(role))
+            outputs = _outputs(_Keras(models[role]), models[role], test, names, meter)
+            found[role] = _Figures(metric(test.y, outputs), metric.each(test.y, outputs))
+    for role, source in (("final", _source(state)), ("dense_int8", "reference")):
         if role in state.files:
-            found[role] = metric(test.y, inference.outputs(inference.Runner(state.path(role)), test, meter))
+            model = models.get(source) or Exported(state.path(source))
+            outputs = _outputs(_File(Runner(state.path(role))), model, test, names, meter)
+            found[role] = _Figures(metric(test.y, outputs), metric.each(test.y, outputs))
     return found
 
 
-def _keras_outputs(model: Exported, split: Split, meter: Callable[[int], None]) -> np.ndarray:
-    """The first output for every sample, (n, ...)."""
-    parts = []
+class _Figures(NamedTuple):
+    """The metric, and the figures of every output where there are several."""
+
+    judged: float
+    each: dict[str, float]
+
+
+def _source(state: State) -> str:
+    """The role of the model that the final file was converted from."""
+    return "exported" if "exported" in state.files else "quantized"
+
+
+class _Runs(Protocol):
+    """Something that takes inputs by name and gives outputs by name."""
+
+    def __call__(self, inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]: ...
+
+
+class _Keras:
+    """An exported model."""
+
+    def __init__(self, model: Exported) -> None:
+        self._model = model
+
+    def __call__(self, inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        return self._model.outputs(inputs)
+
+
+class _File:
+    """A .tflite file, whose inputs and outputs have an order of their own."""
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+
+    def __call__(self, inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        given = self._runner.run(*(inputs[port.name] for port in self._runner.inputs))
+        return {port.name: array for port, array in zip(self._runner.outputs, given, strict=True)}
+
+
+def _outputs(
+    run: _Runs, model: Exported, split: Split, names: Sequence[str], meter: Callable[[int], None]
+) -> np.ndarray | dict[str, np.ndarray]:
+    """The outputs for every sample, (n, ...); for several by the names that the data has for them."""
+    parts: list[list[np.ndarray]] = [[] for _ in names]
     for inputs, _ in split.batches(BATCH):
-        parts.append(model.outputs({model.input_names[0]: inputs})[model.output_names[0]])
-        meter(len(inputs))
-    return np.concatenate(parts)
+        given = run(_by_name(model, inputs))
+        for part, name in zip(parts, model.output_names, strict=False):  # outputs that no y is given for are not judged
+            part.append(given[name])
+        meter(columns.rows(inputs))
+    found = dict(zip(names, map(np.concatenate, parts), strict=True))
+    return found[names[0]] if len(names) == 1 else found
+
+
+def _by_name(model: Exported, inputs: Any) -> dict[str, np.ndarray]:
+    """Model inputs, one array or several in the model's order, under the names of an exported model."""
+    return dict(zip(model.input_names, columns.values(inputs), strict=True))
 
 
 class _Found(NamedTuple):
@@ -120,7 +179,7 @@ class _Found(NamedTuple):
     notes: list[str]
 
 
-def _parity(state: State, options: Options) -> _Found:
+def _parity(state: State, file: tflite.TFLiteFile, options: Options) -> _Found:
     """Compare the file's outputs with those of the model that it was made of.
 
     Raises:
@@ -128,12 +187,13 @@ def _parity(state: State, options: Options) -> _Found:
     """
     from edgeprune.keras.export import Exported
 
-    trained = "quantized" in state.files
-    model = Exported(state.path("quantized" if trained else "exported"))
-    inputs, words = _seeded(state, options.samples)
-    classes = state.run.data.task == "classification"
+    trained = _source(state) == "quantized"
+    model = Exported(state.path(_source(state)))
+    samples, words = _seeded(state, options.samples)
+    inputs = _by_name(model, samples)
+    classes = all(target.task == "classification" for target in state.run.data.targets.values())
     tolerance = options.tolerance_steps if trained else None
-    result = parity.check(state.path("final"), model, {model.input_names[0]: inputs}, classes, tolerance)
+    result = parity.check(state.path("final"), model, inputs, classes, tolerance)
     first = asdict(result.first) if result.first else None
     facts = {
         "compared_with": "fake-quantized Keras" if trained else "float Keras (quantized after training)",
@@ -142,6 +202,7 @@ def _parity(state: State, options: Options) -> _Found:
         "tolerance_steps": tolerance,
         "outputs_agree": result.agrees,
         "first_divergence": first,
+        "layers": _ratios(file, model, {name: array[:SNR_SAMPLES] for name, array in inputs.items()}),
     }
     if result.agrees is not False:
         return _Found(facts, [])
@@ -151,6 +212,14 @@ def _parity(state: State, options: Options) -> _Found:
             f"{said} Report this with the recipe; --set stages.{state.label}.strict=false builds on and only says so."
         )
     return _Found(facts, [said])
+
+
+def _ratios(file: tflite.TFLiteFile, model: Exported, inputs: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+    """The signal-to-noise ratio of every layer, dB; nothing of a large model."""
+    if len(file.ops) > SNR_OPS or tflite.macs(file) > SNR_MACS:
+        return []
+    rows = layerwise.compare(file.content, model, inputs).rows
+    return [{"layer": row.layer, "snr_db": round(row.snr_db, 1), "op": row.kind} for row in rows]
 
 
 def _said(result: parity.Parity) -> str:
@@ -167,19 +236,29 @@ def _said(result: parity.Parity) -> str:
     return f"{how} The first op that computes something else is number {result.first.index}, {result.first.op}{layer}."
 
 
-def _seeded(state: State, samples: int) -> tuple[np.ndarray, str]:
-    """(samples, ...) float32 model inputs, real ones first and then noise, and where they are from."""
+def _seeded(state: State, samples: int) -> tuple[Any, str]:
+    """(samples, ...) model inputs, real ones first and then noise, and where they are from; for several by their names."""
     data, generator = state.run.data, np.random.Generator(np.random.PCG64(state.run.seed))
     name = "validation" if len(data.validation) else "calibration"
     split = data.splits[name]
     count = min(round(REAL_SHARE * samples), len(split))
     real = split.inputs(np.sort(generator.choice(len(split), count, replace=False)))
-    noise = generator.uniform(real.min(), real.max(), (samples - count, *data.sample_shape)).astype(np.float32)
+    mixed = columns.each(lambda array: np.concatenate([array, _noise(generator, array, samples - count)]), real)
     words = f"{count} {name} samples and {samples - count} of uniform noise between their smallest and largest value"
-    return np.concatenate([real, noise]), f"{words}, seed {state.run.seed}"
+    return mixed, f"{words}, seed {state.run.seed}"
 
 
-def _claims(file: tflite.TFLiteFile, proofs: tuple[proof.LayerProof, ...], metrics: dict[str, float]) -> dict[str, Any]:
+def _noise(generator: np.random.Generator, real: np.ndarray, count: int) -> np.ndarray:
+    """Uniform between the smallest and the largest value, (count, ...); whole numbers for an input of whole numbers."""
+    shape = (count, *real.shape[1:])
+    if np.issubdtype(real.dtype, np.integer):
+        return generator.integers(real.min(), real.max() + 1, shape).astype(real.dtype)
+    return generator.uniform(real.min(), real.max(), shape).astype(np.float32)
+
+
+def _claims(
+    file: tflite.TFLiteFile, proofs: tuple[proof.LayerProof, ...], metrics: dict[str, _Figures]
+) -> dict[str, Any]:
     """What is true of the file; what a proof has shown is True here, since a failed one is an error."""
     ops = [file.ops[index] for index in tflite.float_ops(file)]
     return {
@@ -187,18 +266,31 @@ def _claims(file: tflite.TFLiteFile, proofs: tuple[proof.LayerProof, ...], metri
         "float_ops": [{"index": op.index, "op": op.op, "layer": op.layer} for op in ops],
         "zeros_match": True if proofs else None,
         "n_of_m_match": True if any(each.n_of_m for each in proofs) else None,
+        "int8": _guarantee(file),
         "metric": {
-            "keras_float": metrics["reference"],
-            "fake_quant": metrics.get("quantized"),
-            "tflite": metrics["final"],
+            "keras_float": metrics["reference"].judged,
+            "fake_quant": metrics["quantized"].judged if "quantized" in metrics else None,
+            "tflite": metrics["final"].judged,
         },
+        **({"outputs": {role: figures.each for role, figures in metrics.items()}} if metrics["final"].each else {}),
     }
 
 
-def _candidates(state: State, metrics: dict[str, float]) -> dict[str, Any]:
+def _guarantee(file: tflite.TFLiteFile) -> dict[str, Any]:
+    """Whether the file is a true int8 model, and what keeps it from being one."""
+    violations = tflite.int8_violations(file)
+    return {
+        "holds": not violations,
+        "violations": [violation._asdict() for violation in violations],
+        "size_bytes": file.size_bytes,
+        "allowed_bytes": tflite.allowed_bytes(file),
+    }
+
+
+def _candidates(state: State, metrics: dict[str, _Figures]) -> dict[str, Any]:
     """The float model, sized by its float32 file, the dense int8 file, and the final one."""
     return {
-        candidate: {"metric": metrics[measured], **_sizes(state, role)}
+        candidate: {"metric": metrics[measured].judged, **_sizes(state, role)}
         for candidate, role, measured in (
             ("float", "float_tflite", "reference"),
             ("dense_int8", "dense_int8", "dense_int8"),
@@ -233,11 +325,17 @@ def _layer(found: proof.LayerProof) -> dict[str, Any]:
     }
 
 
-def _float_notes(float_ops: list[dict[str, Any]]) -> list[str]:
-    if not float_ops:
-        return []
-    named = ", ".join(f"{op['op']} ({op['layer'] or 'layer unknown'})" for op in float_ops)
-    return [f"{len(float_ops)} ops stayed in float, which boards run slowly and the Edge TPU not at all: {named}."]
+def _notes(verify: dict[str, Any]) -> list[str]:
+    """What keeps the file from being a true int8 model; float ops, which come in numbers, in one sentence."""
+    notes = [entry["message"] for entry in verify["int8"]["violations"] if entry["kind"] != "float_op"]
+    if verify["float_ops"]:
+        named = ", ".join(f"{op['op']} ({op['layer'] or 'layer unknown'})" for op in verify["float_ops"])
+        count = len(verify["float_ops"])
+        notes.append(
+            f"{count} ops stayed in float, which boards run slowly and the Edge TPU not at all: {named}. `edgeprune check "
+            "MODEL` says why."
+        )
+    return notes
 
 
 def _summary(state: State, verify: dict[str, Any], proofs: tuple[proof.LayerProof, ...]) -> str:

@@ -189,6 +189,18 @@ def sample() -> dict[str, Any]:
             {"name": "convert", "seconds": 9.4},
             {"name": "verify", "seconds": 3.3},
         ],
+        "quantization": {
+            "trained": True,
+            "mixed": True,
+            "layers": [
+                {"name": "stem_conv", "kind": "Conv2D", "how": "trained", "reason": None},
+                {"name": "stem_relu", "kind": "ReLU", "how": "fused", "reason": None},
+                {"name": "pool", "kind": "MaxPooling2D", "how": "passed on", "reason": None},
+                {"name": "norm_1", "kind": "LayerNormalization", "how": "post-training", "reason": "it is several ops"},
+                {"name": "norm_2", "kind": "LayerNormalization", "how": "post-training", "reason": "it is several ops"},
+            ],
+            "rewrites": [{"name": "pairwise", "layers": ["stage1_block1_add"]}],
+        },
         "history": _HISTORY,
         "layers": _LAYERS,
         "ops": [
@@ -207,6 +219,12 @@ def sample() -> dict[str, Any]:
             "agreement": 0.999,
             "largest_difference_steps": 1,
             "samples": 64,
+            "compared_with": "fake-quantized Keras",
+            "layers": [
+                {"layer": "stem", "snr_db": 41.3, "op": "CONV_2D"},
+                {"layer": "head", "snr_db": 7.9, "op": "FULLY_CONNECTED"},
+                {"layer": "scores", "snr_db": 120.0, "op": "SOFTMAX"},
+            ],
             "first_divergence": None,
         },
         "arm": {

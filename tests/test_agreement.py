@@ -43,6 +43,24 @@ def test_rounding_cancels_in_the_systematic_difference_and_a_bias_does_not():
     assert compare(raw([13], [13], [13], [13]), reference).systematic_difference_steps == 3.0
 
 
+def test_what_few_samples_show_by_chance_is_not_systematic():
+    """4, 0, 4, 0: the mean is 2 and the deviation 2, so sqrt(2 ln 2) 2 / sqrt(4) = 1.18 of it is chance, more than half."""
+    assert compare(raw([4], [0], [4], [0]), raw([0], [0], [0], [0])).systematic_difference_steps == 0.0
+
+
+def test_more_samples_make_it_sure():
+    """16 of 4 and 16 of 8: the mean is 6 and the deviation 2, so sqrt(2 ln 2) 2 / sqrt(32) = 0.42 of it is chance."""
+    assert compare(raw(*[[4], [8]] * 16), raw(*[[0], [0]] * 16)).systematic_difference_steps == 6.0
+
+
+def test_the_more_outputs_the_more_is_chance():
+    """2, 6, 6, 6: the mean is 5 and the deviation 1.73; of one output 1.02 is chance, of a thousand sqrt(2 ln 2000) / 1.18 as much."""
+    column = np.array([2, 6, 6, 6])
+    alone = compare(raw(*column[:, None]), raw(*np.zeros((4, 1)))).systematic_difference_steps
+    among = compare(raw(*np.repeat(column[:, None], 1000, 1)), raw(*np.zeros((4, 1000)))).systematic_difference_steps
+    assert (alone, among) == (5.0, 0.0)
+
+
 def test_the_systematic_difference_is_that_of_the_worst_output():
     assert compare(raw([0, 4], [0, 4]), raw([0, 0], [0, 0])).systematic_difference_steps == 4.0
 
@@ -67,3 +85,12 @@ def test_of_several_outputs_the_worst_figures_count():
 def test_outputs_that_do_not_belong_together_are_refused(one, other):
     with pytest.raises(DataError, match="cannot be compared"):
         compare(one, other)
+
+
+def test_a_map_of_classes_agrees_pixel_by_pixel():
+    one = np.zeros((2, 2, 2, 3), np.int8)
+    other = one.copy()
+    other[0, 0, 0, 2] = 1
+    found = compare(one, other)
+    assert found.agreement == pytest.approx(7 / 8)
+    assert found.samples == 2

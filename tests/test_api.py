@@ -139,7 +139,11 @@ REFUSED = {
         r"no model.*'digit-resnet'.*Did you mean 'digits-resnet'\?",
     ),
     "unknown module": (lambda _: {"model": "own_absent:build"}, NameUnknown, "no module 'own_absent'"),
-    "several outputs": (several_outputs, ModelError, r"'two' has 1 inputs and 2 outputs; .* one of each"),
+    "several outputs": (
+        several_outputs,
+        DataError,
+        r"has 2 outputs \('\w+', '\w+'\); y of .* one array without a name",
+    ),
     "subclass": (lambda _: {"model": type("Own", (keras.Model,), {})()}, ModelError, r"'own\w*' is a subclass"),
     "no model at all": (lambda _: {"model": 7}, ModelError, r"got builtins\.int"),
     "missing data": (lambda _: {"data": "absent.npz"}, DataError, r"absent\.npz"),

@@ -96,6 +96,7 @@ def test_families_are_the_registrys():
         ["frobnicate"],
         ["build", "--frob"],
         ["profile"],
+        ["verify", "m.keras", "m.tflite"],
         ["list", "modles"],
         ["list", "--schema"],
         ["compare", "one"],
@@ -238,6 +239,24 @@ def test_inspect_a_tflite(somewhere, capsys):
     assert json.loads(capsys.readouterr().out)["ops"][0]["op"] == "CONV_2D"
 
 
+def test_inspect_the_channel_groups_of_a_model(somewhere, capsys):
+    assert cli.run(["inspect", "digits-resnet", "--groups"]) == 0
+    shown = capsys.readouterr().out
+    assert "stem_conv, block1_b_conv" in shown and "removable whole, at 'block1_add'" in shown
+    assert cli.run(["inspect", "digits-resnet", "--groups", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {group["name"]: group["cuttable"] for group in found["groups"]}["classes"] is False
+    assert cli.run(["inspect", "m.tflite", "--groups"]) == 2
+
+
+def test_check_a_tflite(somewhere, capsys):
+    (somewhere / "m.tflite").write_bytes(tflite_bytes(*conv(), inputs=[0], outputs=[3]))
+    assert cli.run(["check", "m.tflite", "--target", "coral-usb"]) == 0
+    assert "CONV_2D" in capsys.readouterr().out
+    assert cli.run(["check", "m.tflite", "--json"]) == 0
+    assert set(json.loads(capsys.readouterr().out)) == {"file", "target", "ops", "violations", "notes", "summary"}
+
+
 @pytest.mark.parametrize("family", registry.families())
 def test_list(family, capsys):
     assert cli.run(["list", family]) == 0
@@ -333,6 +352,9 @@ def test_profile_hands_on_every_word(monkeypatch, capsys):
     ("arguments", "message"),
     [
         (["inspect", "absent.tflite"], "absent.tflite"),
+        (["check", "absent.tflite"], "absent.tflite"),
+        (["check", "absent.tflite", "--target", "rpi44"], "Did you mean 'rpi4'?"),
+        (["verify", "absent.keras", "absent.tflite", "--data", "d.npz"], "absent.tflite"),
         (["report", "absent"], "absent"),
         (["compare", "absent", "absent"], "absent"),
         (["profile", "absent.tflite", "--target", "rpi44"], "Did you mean 'rpi4'?"),
@@ -366,6 +388,8 @@ def imported(arguments, modules):
         ["list", "recipes", "--schema"],
         ["report", "run"],
         ["inspect", "m.tflite"],
+        ["check", "m.tflite"],
+        ["verify", "--help"],
         ["doctor"],
     ],
     ids=" ".join,

@@ -110,6 +110,49 @@ def test_several_inputs_and_outputs_keep_their_names(converter, tmp_path):
     assert {port.name for port in runner.outputs} == {"first", "second"}
 
 
+@pytest.fixture(scope="module")
+def words_and_numbers(tmp_path_factory):
+    """Two inputs, of which one holds float indices that an Embedding reads, and two outputs; exported."""
+    from edgeprune.keras import export, indices, keras
+
+    words, numbers = keras.Input((6,), name="words/1"), keras.Input((4,), name="numbers")
+    rows = keras.layers.Flatten()(keras.layers.Embedding(20, 3, name="table")(words))
+    outputs = [
+        keras.layers.Dense(3, name="second")(keras.layers.Concatenate()([rows, numbers])),
+        keras.layers.Dense(2, name="first")(numbers),
+    ]
+    keras.utils.set_random_seed(0)
+    model, names = indices.integer_inputs(keras.Model([words, numbers], outputs))
+    assert names == ["words/1"]
+    return model, export.save(model, tmp_path_factory.mktemp("indices") / "model")
+
+
+@pytest.mark.parametrize("io", ["int8", "uint8"])
+def test_an_input_of_indices_stays_an_integer_and_nothing_is_float(converter, words_and_numbers, tmp_path, io):
+    model, folder = words_and_numbers
+    random = np.random.default_rng(0)
+    given = {"words/1": random.integers(0, 20, (30, 6)).astype("float32"), "numbers": random.normal(size=(30, 4))}
+    path = converter.convert(folder, tmp_path / "x.tflite", representative=given, io=io)
+    assert tflite.int8_violations(tflite.read(path), io) == ()
+    runner = Runner(path)
+    assert {port.name: port.dtype.name for port in runner.inputs} == {"words_1": "int32", "numbers": io}
+    assert {port.dtype.name for port in runner.outputs} == {io}
+    found = dict(zip((port.name for port in runner.outputs), runner.run(*runner.in_order(given)), strict=True))
+    expected = model([given["words/1"].astype("int32"), given["numbers"].astype("float32")])
+    for name, output in zip(("second", "first"), expected, strict=True):
+        assert np.abs(found[name] - output.numpy()).max() < 0.05
+
+
+def test_an_exported_model_takes_indices_as_any_number(words_and_numbers):
+    from edgeprune.keras import export
+
+    model, folder = words_and_numbers
+    exported = export.Exported(folder)
+    given = {"words_1": np.full((2, 6), 7.0, "float32"), "numbers": np.ones((2, 4), "float32")}
+    expected = model([given["words_1"].astype("int32"), given["numbers"]])[0].numpy()
+    assert exported.outputs(given)["second"] == pytest.approx(expected, abs=1e-6)
+
+
 def test_a_recurrent_layer_converts_because_the_batch_is_one(converter, tmp_path):
     """Trap 22: with an open batch the converter refuses an LSTM (tf.TensorListReserve)."""
     from edgeprune.keras import export, keras
@@ -210,9 +253,9 @@ def test_a_converter_that_crashes_is_an_error_and_the_next_model_is_converted(ma
     from edgeprune.keras import conversion, export, keras
 
     inputs = keras.Input((6, 4), name="steps")
-    folder = export.save(keras.Model(inputs, keras.layers.GRU(5)(inputs)), tmp_path / "gru")
+    folder = export.save(keras.Model(inputs, keras.layers.GRU(5, name="gru")(inputs)), tmp_path / "gru")
     with conversion.Converter(tmp_path / "converter.log") as converter:
-        with pytest.raises(ConversionError, match=r"crashed with SIGSEGV.*unroll=True"):
+        with pytest.raises(ConversionError, match=r"crashed with SIGSEGV.*here 'gru' \(GRU\).*unroll=True"):
             converter.convert(folder, tmp_path / "gru.tflite", representative=np.ones((4, 6, 4)))
         assert not (tmp_path / "gru.tflite").exists()
         assert converter.convert(made.folder / "quantized", tmp_path / "next.tflite").stat().st_size > 0

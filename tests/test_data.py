@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeprune.data import DataOptions, Preprocess, check_fits, load, stratified
+from edgeprune.data import DataOptions, Preprocess, load, stratified
+from edgeprune.data_fit import Port, check_fits
 from edgeprune.data_sources import SOURCES
 from edgeprune.errors import DataError, RecipeError
 from edgeprune.metrics import METRICS
@@ -20,6 +21,11 @@ def images(count=40, classes=4, shape=(4, 4, 1)):
     """Distinct images, labels 0, 1, 2, 3, 0, 1 ..."""
     x = np.arange(count * int(np.prod(shape)), dtype=np.float32).reshape(count, *shape)
     return x, np.arange(count) % classes
+
+
+def fits(data, input_shape, output_shape):
+    """Whether a model with one input and one output of these shapes can take the data."""
+    return check_fits(data, [Port("image", input_shape)], [Port("classes", output_shape)])
 
 
 def rows(split):
@@ -232,25 +238,25 @@ def test_regression_splits_at_random():
 
 def test_equal_shapes_fit():
     data = load(images(), options(calibration=8))
-    assert check_fits(data, (4, 4, 1), (4,)) is data
-    assert check_fits(data, (None, None, 1), (4,)) is data
+    assert fits(data, (4, 4, 1), (4,)) is data
+    assert fits(data, (None, None, 1), (4,)) is data
 
 
 def test_a_missing_channel_axis_is_added_and_told():
-    data = check_fits(load(images(shape=(4, 4)), options(calibration=8)), (4, 4, 1), (4,))
+    data = fits(load(images(shape=(4, 4)), options(calibration=8)), (4, 4, 1), (4,))
     assert data.train.inputs(slice(2)).shape == (2, 4, 4, 1) and data.sample_shape == (4, 4, 1)
     assert data.provenance["sample"]["shape"] == [4, 4, 1]
     assert data.provenance["notes"] == ["a channel axis was added to every sample: (4, 4) became (4, 4, 1)"]
 
 
 def test_a_model_with_more_classes_fits_and_is_told():
-    data = check_fits(load(images(), options(calibration=8)), (4, 4, 1), (10,))
+    data = fits(load(images(), options(calibration=8)), (4, 4, 1), (10,))
     assert data.provenance["notes"] == ["the model tells 10 classes, the data holds 4"]
 
 
 def test_one_output_tells_two_classes():
     two = load(images(classes=2), options(calibration=8))
-    assert check_fits(two, (4, 4, 1), (1,)) is two
+    assert fits(two, (4, 4, 1), (1,)) is two
 
 
 @pytest.mark.parametrize(
@@ -265,7 +271,7 @@ def test_one_output_tells_two_classes():
 )
 def test_samples_of_another_shape_are_refused(shape, wanted, advice):
     with pytest.raises(DataError, match=advice):
-        check_fits(load(images(shape=shape)), wanted, (4,))
+        fits(load(images(shape=shape)), wanted, (4,))
 
 
 @pytest.mark.parametrize(
@@ -281,13 +287,13 @@ def test_samples_of_another_shape_are_refused(shape, wanted, advice):
 def test_labels_that_the_model_cannot_tell_are_refused(labels, output, message):
     x, _ = images()
     with pytest.raises(DataError, match=message):
-        check_fits(load((x, np.resize(labels, 40))), (4, 4, 1), output)
+        fits(load((x, np.resize(labels, 40))), (4, 4, 1), output)
 
 
 @pytest.mark.parametrize(("y", "output"), [((40,), (1,)), ((40, 1), (1,)), ((40, 3), (3,)), ((40, 2, 2), (2, 2))])
 def test_values_that_the_model_gives_fit(y, output):
     data = load((images()[0], np.random.default_rng(0).random(y)))
-    assert check_fits(data, (4, 4, 1), output) is data
+    assert fits(data, (4, 4, 1), output) is data
 
 
 @pytest.mark.parametrize(
@@ -301,7 +307,100 @@ def test_values_that_the_model_gives_fit(y, output):
 def test_values_that_the_model_does_not_give_are_refused(y, output, message):
     data = load((images()[0], np.random.default_rng(0).random(y)))
     with pytest.raises(DataError, match=message):
-        check_fits(data, (4, 4, 1), output)
+        fits(data, (4, 4, 1), output)
+
+
+# several inputs and outputs
+
+
+def several(count=40, **values):
+    x = {"right": np.arange(count * 3).reshape(count, 3), "left": np.arange(count, dtype=np.float32).reshape(count, 1)}
+    y = {"value": np.linspace(0, 1, count), "which": np.arange(count) % 2}
+    return load((x, y), options(calibration=8, **values))
+
+
+TWO = ([Port("left", (1,)), Port("right", (3,))], [Port("which", (2,)), Port("value", (1,))])
+
+
+def test_several_inputs_and_outputs_are_put_into_the_models_order():
+    data = check_fits(several(), *TWO)
+    assert list(data.train.inputs(slice(2))) == ["left", "right"] and list(data.train.y) == ["which", "value"]
+    assert (data.task, data.tasks) == ("classification", {"which": "classification", "value": "regression"})
+    assert data.sample_shape == {"left": (1,), "right": (3,)}
+    assert data.provenance["outputs"]["value"] == {"task": "regression", "classes": None}
+    for x, y in data.train.batches(5):
+        assert np.array_equal(x["right"][:, 0], 3 * x["left"][:, 0]) and np.allclose(y["value"], x["left"][:, 0] / 39)
+
+
+def test_several_inputs_keep_the_shares_of_the_first_classes():
+    data = several(test=0.25)
+    assert np.bincount(data.test.y["which"]).tolist() == [5, 5]
+
+
+def test_every_input_may_have_a_scale_of_its_own():
+    data = several(preprocess={"scale": 2.0, "inputs": {"left": {"offset": 1.0}}})
+    left, right = (data.train.inputs(slice(1))[name] for name in ("left", "right"))
+    row = data.train.index[0]
+    assert left.tolist() == [[row + 1.0]] and right.tolist() == [[6.0 * row, 6.0 * row + 2, 6.0 * row + 4]]
+    with pytest.raises(DataError, match=r"data\.preprocess\.inputs names 'up', but the data holds right, left"):
+        several(preprocess={"inputs": {"up": {"offset": 1.0}}})
+
+
+def test_a_tuple_goes_by_place():
+    data = load(((np.zeros((40, 1)), np.ones((40, 3)) * np.arange(40)[:, None]), np.arange(40) % 2))
+    data = check_fits(data, TWO[0], TWO[1][:1])
+    assert list(data.train.inputs()) == ["left", "right"] and data.train.y.ndim == 1
+
+
+@pytest.mark.parametrize(
+    ("ports", "message"),
+    [
+        (
+            (TWO[0][:1], TWO[1]),
+            r"has 1 input \('left'\); x of arrays in memory holds 'right', 'left'. Give x as one array",
+        ),
+        (
+            (TWO[0], [Port("which", (2,)), Port("size", (1,))]),
+            r"2 outputs \('which', 'size'\); y .* 'value', 'which'.*y_size",
+        ),
+        (
+            ([Port("left", (2,)), TWO[0][1]], TWO[1]),
+            r"x_left .* has samples of the shape \(1,\), .* input 'left' is \(2,\)",
+        ),
+        ((TWO[0], [TWO[1][0], Port("value", (3,))]), r"y_value .* shape \(\) per sample .* output 'value' is \(3,\)"),
+        (
+            (TWO[0], [Port("which", (2, 2)), TWO[1][1]]),
+            r"y_which .* output 'which' is \(2, 2\)\. Expected \(classes,\)",
+        ),
+        (
+            ([Port("left", (1,), "int32"), TWO[0][1]], TWO[1]),
+            r"'left' takes whole numbers \(int32\); x_left .* is float32",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_named(ports, message):
+    with pytest.raises(DataError, match=message):
+        check_fits(several(), *ports)
+
+
+def test_tokens_stay_whole_numbers():
+    data = load((np.arange(80, dtype=np.uint16).reshape(40, 2), np.arange(40) % 2))
+    data = check_fits(data, [Port("words", (2,), "int32")], [Port("classes", (2,))])
+    assert data.train.inputs().dtype == np.int32
+
+
+def test_the_users_word_on_one_of_several_outputs():
+    assert several(tasks={"which": "regression"}).tasks == {"value": "regression", "which": "regression"}
+    with pytest.raises(DataError, match=r"data\.tasks names 'wich', but y holds 'value', 'which'"):
+        several(tasks={"wich": "regression"})
+
+
+def test_classes_of_pixels_fit_scores_of_pixels():
+    data = load((images()[0], np.arange(40 * 16).reshape(40, 4, 4, 1) % 3))
+    assert data.train.y.shape[1:] == (4, 4) and data.classes == 3
+    assert fits(data, (4, 4, 1), (4, 4, 3)) is data
+    with pytest.raises(DataError, match=r"shape \(4, 4\) per sample, .* is \(3,\)\. Expected \(4, 4, classes\)"):
+        fits(data, (4, 4, 1), (3,))
 
 
 # options

@@ -163,7 +163,6 @@ def test_live_objects(value, names):
         (X, "The data is a ndarray, which is no form"),
         (None, "The data is a NoneType"),
         ((X, Y, X), "The data is a tuple of 3"),
-        ((PAIR, X), "The data is a tuple of 2"),
         ({"train": PAIR, "tst": PAIR}, "unknown key 'tst'"),
         ({"train": X, "test": PAIR}, "A split is a ndarray"),
         ({"z": X}, r"The data has no 'x_train'"),
@@ -370,3 +369,37 @@ def test_what_reports_call_a_source(tmp_path):
     assert data_sources.described("keras:mnist") == "keras:mnist"
     assert data_sources.described(PAIR) == "arrays in memory"
     assert data_sources.described((Dataset([PAIR]), PAIR)) == "tf.data in memory"
+
+
+# several inputs and outputs
+
+
+def test_keys_name_several_inputs_and_outputs(tmp_path):
+    keys = {
+        f"{letter}_{part}_{name}": np.full((count, 2), number)
+        for number, (letter, name) in enumerate([("x", "left"), ("x", "right"), ("y", "a"), ("y", "b_c")])
+        for part, count in (("train", 4), ("test", 3))
+    }
+    np.savez(tmp_path / "two.npz", labels_a=np.array(["no", "yes"]), other=np.zeros(1), **keys)
+    source = read(str(tmp_path / "two.npz"), DataOptions())
+    x, y = source.parts["test"]
+    assert list(source.parts) == ["train", "test"] and list(x) == ["left", "right"] and list(y) == ["a", "b_c"]
+    assert y["b_c"].tolist() == [[3, 3]] * 3
+    assert source.labels == {"a": ("no", "yes")} and source.notes == ("not used of the data: other",)
+
+
+def test_one_array_wins_over_several():
+    source = read(
+        {"x": np.zeros((4, 2)), "y": np.zeros(4), "x_left": np.zeros(4), "x_right": np.zeros(4)}, DataOptions()
+    )
+    assert source.parts["all"][0].shape == (4, 2) and source.notes == ("not used of the data: x_left, x_right",)
+
+
+def test_live_forms_of_several_inputs():
+    a, b, y = np.zeros((4, 2)), np.ones((4, 3)), np.arange(4)
+    named = {"a": a, "b": b}
+    assert read((named, y), DataOptions()).parts["all"] == (named, y)
+    assert read(((a, b), y), DataOptions()).parts["all"] == ((a, b), y)
+    parts = read(((named, y), (named, y)), DataOptions()).parts
+    assert list(parts) == ["train", "test"] and parts["test"] == (named, y)
+    assert read({"train": (named, y)}, DataOptions()).parts["train"] == (named, y)

@@ -72,6 +72,14 @@ def test_every_option_of_every_stage_is_documented():
         assert all(f"| `{option}` |" in section for option in registry.module("stages", stage).Options.model_fields)
 
 
+def test_every_rewrite_is_documented_in_its_order():
+    from edgeprune.keras import preparation
+
+    section = PAGES["docs/models.md"].split("<!-- begin rewrites -->")[1].split("<!-- end rewrites -->")[0]
+    rows = [line.split(" | ")[0] for line in section.splitlines() if line.startswith("| `")]
+    assert rows == [f"| `{rewrite.name}`" for rewrite in preparation.REWRITES]
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_links_lead_somewhere(page):
     for link in re.findall(r"\]\(([^)#]+)", PAGES[page]):

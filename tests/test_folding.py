@@ -84,8 +84,10 @@ def chain(*given, shape=(6, 6, 4)):
         layers.Conv2D(4, 2, dilation_rate=2, name="lin"),
         layers.DepthwiseConv2D(3, depth_multiplier=2, name="lin"),
         layers.Dense(5, use_bias=False, name="lin"),
+        layers.Conv2DTranspose(3, 2, strides=2, name="lin"),
+        layers.SeparableConv2D(3, 2, use_bias=False, name="lin"),
     ],
-    ids=["strided", "grouped", "dilated", "depthwise", "dense"],
+    ids=["strided", "grouped", "dilated", "depthwise", "dense", "transposed", "separable"],
 )
 def test_outputs_stay(layer):
     model = chain(layer, layers.BatchNormalization(name="bn"), layers.ReLU())
@@ -102,6 +104,38 @@ def test_zeros_stay_zeros():
     kernel.assign(np.where(np.arange(kernel.shape.num_elements()).reshape(kernel.shape) % 2, kernel, 0.0))
     folded, _ = folding.fold(model)
     assert np.array_equal(folded.get_layer("stem").kernel.numpy() == 0, kernel.numpy() == 0)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        layers.Conv1D(3, 2, strides=2, name="lin"),
+        layers.Conv1DTranspose(3, 2, name="lin"),
+        layers.DepthwiseConv1D(2, depth_multiplier=2, use_bias=False, name="lin"),
+        layers.SeparableConv1D(3, 2, name="lin"),
+    ],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_one_dimensional_layers(layer):
+    model = chain(layer, layers.BatchNormalization(name="bn"), layers.ReLU(), shape=(6, 4))
+    folded, names = folding.fold(model)
+    assert names == ["bn"]
+    assert graph.largest_difference(model, folded, seed=5) <= 1e-5
+
+
+def test_transposed_kernels_have_their_outputs_last_but_one():
+    layer = linear(layers.Conv2DTranspose(2, 1, use_bias=False), (1, 1, 1), [[[[1.0], [2.0]]]])
+    kernel, bias = folding.folded_weights(layer, normalization())
+    assert (kernel.tolist(), bias.tolist()) == ([[[[3.0], [1.0]]]], [-29.0, -11.0])
+
+
+def test_a_nested_model_is_folded_into_too():
+    inner = chain(layers.Dense(3, name="d"), layers.BatchNormalization(name="bn"), shape=(4,))
+    x = keras.Input((4,), name="outside")
+    model = keras.Model(x, inner(x))
+    folded, names = folding.fold(model)
+    assert names == ["bn"] and [layer.name for layer in folded.layers] == ["outside", "d"]
+    assert graph.largest_difference(model, folded) <= 1e-5
 
 
 def test_dense_only():
@@ -148,10 +182,6 @@ def first():
     return chain(layers.BatchNormalization(), layers.Conv2D(3, 1))
 
 
-def after_transposed():
-    return chain(layers.Conv2DTranspose(3, 2), layers.BatchNormalization())
-
-
 @pytest.mark.parametrize(
     "make",
     [
@@ -162,7 +192,6 @@ def after_transposed():
         shared_normalization,
         other_axis,
         first,
-        after_transposed,
     ],
 )
 def test_left_alone(make):

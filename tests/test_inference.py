@@ -88,7 +88,7 @@ def test_a_file_with_its_batch_built_in_is_run_sample_by_sample(tmp_path):
     holder = tf.Module()
     holder.used = list(one.graph.variables)
     tf.saved_model.save(holder, str(tmp_path / "saved"), signatures={"one": one})
-    (tmp_path / "saved" / export.LAYERS_FILE).write_text('{"inputs": ["grid"]}')
+    (tmp_path / "saved" / export.LAYERS_FILE).write_text('{"inputs": ["grid"], "dtypes": ["float32"], "layers": []}')
     path = conversion.convert(tmp_path / "saved", tmp_path / "fixed.tflite", io="float32")
     given = np.random.default_rng(0).random((6, 4, 4), dtype=np.float32)
     runner = Runner(path)
@@ -106,6 +106,42 @@ def test_a_recurrent_file_forgets_the_sample_before(tmp_path):
     path = conversion.convert(export.save(model, tmp_path / "lstm"), tmp_path / "lstm.tflite", io="float32")
     given = np.random.default_rng(0).normal(size=(5, 6, 4)).astype(np.float32)
     assert Runner(path).run(given)[0] == pytest.approx(model(given).numpy(), abs=1e-5)
+
+
+def test_an_int8_lstm_gives_each_sample_what_it_gives_alone(tmp_path):
+    from edgeprune.keras import conversion, export, keras
+
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((6, 4), name="steps")
+    model = keras.Model(inputs, keras.layers.LSTM(5, name="lstm")(inputs))
+    samples = np.random.default_rng(0).normal(size=(8, 6, 4)).astype(np.float32)
+    path = conversion.convert(export.save(model, tmp_path / "lstm"), tmp_path / "x.tflite", representative=samples)
+    runner = Runner(path)
+    together = runner.run(samples)[0]
+    assert np.array_equal(together, np.concatenate([Runner(path).run(samples[i : i + 1])[0] for i in range(8)]))
+    assert np.array_equal(together[::-1], runner.run(samples[::-1])[0])
+    assert np.abs(together - model(samples).numpy()).max() < 0.05
+
+
+def test_indices_stay_what_they_are():
+    assert port(0.0, 0, "int32").quantize(np.array([3.0, 6.999999], np.float32)).tolist() == [3, 7]
+
+
+def test_an_unsigned_port_clips_at_its_own_ends():
+    assert port(1.0, 128, "uint8").quantize(np.array([-500.0, -128.0, 0.0, 500.0])).tolist() == [0, 0, 128, 255]
+
+
+def test_inputs_by_name_come_into_the_order_of_the_file(final):
+    runner = Runner(final)
+    only = converted.samples(3)
+    assert runner.in_order(only)[0] is only
+    assert runner.in_order({"image": only})[0] is only
+    with pytest.raises(DataError, match="has the inputs image, got sound"):
+        runner.in_order({"sound": only})
+
+
+def test_names_of_keras_become_distinct_words():
+    assert inference.words(["a/b", "a b", "1st", "c"]) == ["a_b_0", "a_b_1", "_1st", "c"]
 
 
 def test_the_runtime_says_nothing_on_the_terminal(final, capfd):

@@ -151,7 +151,7 @@ DAMAGED = [
     (
         "other.h5",
         lambda path: edit(path, lambda text: text.replace('"Dense"', '"Own"')),
-        r"cannot be loaded.*module:function",
+        r"class 'Own', which is none of Keras'.*module:function",
     ),
 ]
 
@@ -167,7 +167,7 @@ def test_a_damaged_file_is_a_named_error(saved, name, damage, message):
 
 
 def test_a_folder_is_a_named_error(tmp_path):
-    with pytest.raises(ModelError, match=r"is a folder.*\.keras or \.h5"):
+    with pytest.raises(ModelError, match=r"is a folder without a saved_model\.pb.*\.keras or \.h5"):
         intake.load(tmp_path)
 
 
@@ -188,29 +188,8 @@ def test_a_subclassed_model_is_refused():
 
 @pytest.mark.parametrize("thing", [None, 3, "net.h5", np.zeros(3)])
 def test_what_is_no_model_is_refused(thing):
-    with pytest.raises(ModelError, match=r"Expected the model to be a tf_keras .* got "):
+    with pytest.raises(ModelError, match=r"Expected the model to be a functional .* of keras or tf_keras, got "):
         intake.take(thing)
-
-
-# Keras 3
-
-
-@pytest.fixture(scope="module")
-def keras3_model():
-    keras3 = pytest.importorskip("keras", minversion="3", reason="Keras 3 is not installed")
-    return keras3.Sequential([keras3.Input((3,)), keras3.layers.Dense(2)])
-
-
-@pytest.mark.parametrize("name", ["net.keras", "net.h5"])
-def test_a_keras_3_file_is_refused_by_its_version(keras3_model, tmp_path, name):
-    keras3_model.save(tmp_path / name)
-    with pytest.raises(ModelError, match=r"saved by Keras 3\.\d+.*Keras 2.*set_weights"):
-        intake.load(tmp_path / name)
-
-
-def test_a_live_keras_3_model_is_refused_by_its_kind(keras3_model):
-    with pytest.raises(ModelError, match=r"got keras\..*Sequential\. .*tf_keras instead of keras \(Keras 3\)"):
-        intake.take(keras3_model)
 
 
 # code inside the file
@@ -353,7 +332,7 @@ def test_a_function_or_a_model_of_a_module(module, source):
 @pytest.mark.parametrize(
     ("source", "error", "message"),
     [
-        ("def build(): return 3", ModelError, r"Expected own_models:build to be a tf_keras .* got builtins\.int"),
+        ("def build(): return 3", ModelError, r"Expected own_models:build to be a functional .* got builtins\.int"),
         ("def build(): return 1 / 0", ModelError, r"own_models:build failed: ZeroDivisionError: division by zero"),
         ("def build(size): return size", ModelError, r"own_models:build failed: TypeError: .*'size'"),
         ("def bulid(): pass", NameUnknown, r"Did you mean 'bulid'\?"),

@@ -81,9 +81,11 @@ def test_drop_is_positive_when_worse():
 @pytest.mark.parametrize("metric", METRICS.values(), ids=METRICS)
 def test_the_perfect_answer_is_the_best_answer(metric):
     labels = np.array([0, 1, 1, 0])
-    regression = metric.name in ("mae", "mse", "rmse")
+    regression = metric.name in ("mae", "mse", "rmse", "snr")
     perfect = labels.astype(float) if regression else np.eye(6)[labels] if metric.name == "top5" else np.eye(2)[labels]
-    assert metric(labels.astype(float) if regression else labels, perfect) == (1.0 if metric.higher_is_better else 0.0)
+    assert metric(labels.astype(float) if regression else labels, perfect) == (
+        200.0 if metric.name == "snr" else 1.0 if metric.higher_is_better else 0.0
+    )
 
 
 def test_the_task_decides_the_default():
@@ -137,7 +139,7 @@ def test_an_unknown_metric_names_the_nearest():
 
 
 def test_a_metric_of_the_other_task_is_refused():
-    with pytest.raises(DataError, match=r"'mse' is not made for classification. Choose accuracy, auc, top5"):
+    with pytest.raises(DataError, match=r"'mse' is not made for classification. Choose accuracy, auc, iou, top5"):
         choose("classification", "mse")
 
 
@@ -147,7 +149,7 @@ def test_a_metric_of_the_other_task_is_refused():
         ("accuracy", np.zeros(3, int), np.zeros((2, 2)), r"y \(3,\) and outputs \(2, 2\)"),
         ("accuracy", np.zeros(0, int), np.zeros((0, 2)), "at least one sample"),
         ("accuracy", np.array([0, 5]), np.zeros((2, 2)), r"labels 0\.\.5: expected 0\.\.1"),
-        ("accuracy", np.array([0, 1]), np.zeros((2, 4, 4)), r"outputs have the shape \(2, 4, 4\)"),
+        ("accuracy", np.array([0, 1]), np.zeros((2, 4, 4)), r"outputs \(2, 4, 4\) do not belong together"),
         ("accuracy", np.array([0.5, 1]), np.zeros((2, 2)), "float64: expected .* class numbers"),
         ("auc", np.array([1, 1]), np.zeros((2, 1)), "0 samples of class 0 and 2 of class 1"),
         ("auc", np.array([0, 1]), np.zeros((2, 3)), "one or two per sample"),
@@ -169,3 +171,46 @@ def test_outputs_that_are_not_finite_are_the_models_fault():
 
 def test_every_default_exists():
     assert set(metrics.DEFAULTS.values()) <= set(METRICS)
+
+
+# pixels, and several outputs
+
+
+def test_pixels_are_counted_one_by_one():
+    y = np.array([[[0, 1], [1, 1]]])
+    scores = np.eye(2)[np.array([[[0, 1], [1, 0]]])]
+    assert METRICS["accuracy"](y, scores) == 0.75
+    assert METRICS["iou"](y, scores) == pytest.approx((1 / 2 + 2 / 3) / 2)  # class 0: 1 of 2; class 1: 2 of 3
+    assert METRICS["accuracy"](y, np.array([[[[0.1], [0.9]], [[0.8], [0.2]]]])) == 0.75  # one sigmoid per pixel
+
+
+def test_a_signal_that_is_rebuilt_is_measured_in_db():
+    y = np.array([[3.0, 4.0], [0.0, 0.0]])
+    assert METRICS["snr"](y, y + 0.5) == pytest.approx(10 * np.log10(25 / 1))
+
+
+def test_several_outputs_are_judged_by_one_and_the_others_are_told():
+    y = {"which": np.array([0, 1]), "value": np.array([1.0, 2.0])}
+    outputs = {"which": np.eye(2), "value": np.array([[1.5], [2.0]])}
+    metric = metrics.judging({"which": "classification", "value": "regression"}, None, "value")
+    assert (metric.name, metric.title, metric.higher_is_better) == ("mae", "mae of value", False)
+    assert metric(y, outputs) == 0.25
+    assert metric.each(y, outputs) == {"value": 0.25, "which": 1.0}
+    first = metrics.judging({"which": "classification", "value": "regression"}, "accuracy", None)
+    assert first.output == "which" and first(y, outputs["which"]) == 1.0
+
+
+def test_one_output_needs_no_name():
+    metric = metrics.judging({"": "classification"}, None, None)
+    assert (
+        metric is METRICS["accuracy"]
+        and metric.title == "accuracy"
+        and metric.each(np.zeros(1, int), np.eye(2)[:1]) == {}
+    )
+
+
+def test_an_output_that_is_not_there():
+    with pytest.raises(
+        DataError, match=r"metric_output names 'wich'\. Did you mean 'which'\? The model has which, value"
+    ):
+        metrics.judging({"which": "classification", "value": "regression"}, None, "wich")

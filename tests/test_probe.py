@@ -52,8 +52,10 @@ class Interpreter:
     def get_output_details(self):
         return [self._detail(1, "y")]
     def get_tensor_details(self):
-        return [self._detail(0, "x"), self._detail(1, "y")]
+        return [self._detail(0, "x"), self._detail(1, "y"), self._detail(2, "one number")]
     def tensor(self, index):
+        if index == 2:  # without axes: runtimes give a copy of it, no view
+            return lambda: np.int8(1)
         return lambda: self.memory[3 * index : 3 * index + 3]
     def reset_all_variables(self):
         self.runs = 0

@@ -11,7 +11,7 @@ from keras_models import advance, assert_identical, cnn, dense, keras, layers, r
 
 from edgeprune import pipeline, recipe
 from edgeprune.errors import RecipeError
-from edgeprune.keras import graph, intake, pruning, tf, tfmot
+from edgeprune.keras import graph, intake, kernels, pruning, tf, tfmot
 from edgeprune.keras.pruning import Pattern, Ramp
 from edgeprune.pipelines import prune
 
@@ -54,13 +54,15 @@ def zoo():
 @pytest.mark.parametrize(
     ("pattern", "expected"),
     [
-        (WEIGHT, {"stem": None, "even": None, "classes": None}),
+        (WEIGHT, {"stem": None, "even": None, "classes": None, "separable": None, "transposed": None}),
         (
             NM,
             {
                 "stem": "3 input channels, not divisible by 4",
                 "even": None,
                 "classes": "6 input channels, not divisible by 4",
+                "separable": None,
+                "transposed": None,
             },
         ),
         (
@@ -69,6 +71,8 @@ def zoo():
                 "stem": "kernel 3x8 (input x output channels), not divisible into 2x4 blocks",
                 "even": "kernel 8x6 (input x output channels), not divisible into 2x4 blocks",
                 "classes": None,
+                "separable": None,
+                "transposed": None,
             },
         ),
     ],
@@ -81,8 +85,6 @@ def test_plan_names_every_layer_with_its_reason(zoo, pattern, expected):
         "bn": "BatchNormalization has no kernel that is pruned",
         "grouped": "grouped convolution",
         "depth": "depthwise: each filter sees one channel, so there are too few weights to choose from",
-        "separable": "SeparableConv2D has no kernel that is pruned",
-        "transposed": "Conv2DTranspose has no kernel that is pruned",
     }
 
 
@@ -92,14 +94,14 @@ def test_plan_takes_whole_names(zoo):
 
     assert prunable(include="stem|even") == ["stem", "even"]
     assert prunable(include="ste") == []
-    assert prunable(exclude="s.*") == ["even", "classes"]
+    assert prunable(exclude="s.*") == ["transposed", "even", "classes"]
     reasons = {entry.name: entry.reason for entry in pruning.plan(zoo, WEIGHT, "e.*", "even")}
     assert (reasons["stem"], reasons["even"]) == ("not named by include: e.*", "named by exclude: even")
 
 
 def test_only_a_kernel_left_alone_is_worth_a_note(zoo):
     left = [entry.name for entry in pruning.plan(zoo, NM) if entry.left_alone]
-    assert left == ["stem", "grouped", "depth", "separable", "transposed", "classes"]
+    assert left == ["stem", "grouped", "depth", "classes"]
 
 
 def test_nothing_to_prune_is_a_named_error():
@@ -313,3 +315,88 @@ def test_a_second_stage_may_not_drop_what_the_first_has_pruned(tmp_path):
     state = pipeline.State(whole, files=files, label="prune", workspace=tmp_path / "work")
     with pytest.raises(RecipeError, match="does not prune gone, which an earlier stage has pruned"):
         prune.run(state, whole.recipe.stages[0].options)
+
+
+# kernels of other ranks and layouts
+
+
+def sequence(*made, shape=(6, 8), dtype="float32"):
+    x = given = keras.Input(shape, dtype=dtype, name="x")
+    for layer in made:
+        x = layer(x)
+    return keras.Model(given, x)
+
+
+OTHERS = {
+    "Conv1D": (lambda: sequence(layers.Conv1D(6, 3, name="it")), {"it": -2}),
+    "SeparableConv1D": (lambda: sequence(layers.SeparableConv1D(6, 3, name="it")), {"it": -2}),
+    "Conv1DTranspose": (lambda: sequence(layers.Conv1DTranspose(6, 3, name="it")), {"it": -1}),
+    "SeparableConv2D": (lambda: sequence(layers.SeparableConv2D(6, 3, name="it"), shape=(6, 6, 8)), {"it": -2}),
+    "Conv2DTranspose": (lambda: sequence(layers.Conv2DTranspose(6, 3, name="it"), shape=(6, 6, 8)), {"it": -1}),
+    "Dense of steps": (lambda: sequence(layers.Dense(6, name="it")), {"it": -2}),
+    "TimeDistributed": (lambda: sequence(layers.TimeDistributed(layers.Dense(6), name="it")), {"it": -2}),
+    "LSTM": (lambda: sequence(layers.LSTM(4, name="it")), {"it": -2, "it:recurrent_kernel": -2}),
+    "GRU": (lambda: sequence(layers.GRU(4, name="it")), {"it": -2, "it:recurrent_kernel": -2}),
+    "Bidirectional": (
+        lambda: sequence(layers.Bidirectional(layers.SimpleRNN(4), name="it")),
+        dict.fromkeys(
+            [f"it:{side}_{kernel}" for side in ("forward", "backward") for kernel in ("kernel", "recurrent_kernel")], -2
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("ramp", [STEPS, Ramp("constant", 0.0, 0.5, 0.0, 0.6)], ids=["ramp", "at once"])
+@pytest.mark.parametrize(("make", "inputs"), OTHERS.values(), ids=OTHERS)
+def test_the_pattern_lies_along_the_input_channels_of_every_kernel(make, inputs, ramp):
+    model = wrapped(make(), NM, ramp, 4)
+    advance(model, 4)
+    found = pruning.masks(model)
+    assert list(found) == list(inputs)
+    for name, axis in inputs.items():
+        assert (np.moveaxis(found[name], axis, -1).reshape(-1, 4).sum(-1) == 2).all(), name
+    plain = pruning.strip(model)
+    assert [layer.name for layer in plain.layers] == [layer.name for layer in make().layers]
+    for name, mask in found.items():
+        kept = kernels.find(plain, name).numpy()
+        assert not kept[~mask].any() and kept[mask].all()
+
+
+def test_blocks_in_a_transposed_convolution_are_input_by_output_channels():
+    model = wrapped(OTHERS["Conv2DTranspose"][0](), BLOCK, POLYNOMIAL, 4)
+    advance(model, 4)
+    (mask,) = pruning.masks(model).values()
+    blocks = mask.reshape(3, 3, 6, 2, 4)  # (..., out, in / 4, 4)
+    assert np.array_equal(blocks.all(-1), blocks.any(-1)) and 0.4 < mask.mean() < 0.6
+
+
+def test_a_table_is_pruned_weight_by_weight_only_and_its_mask_of_steps_goes_through():
+    model = sequence(
+        layers.Embedding(10, 4, mask_zero=True, name="table"),
+        layers.Dense(4, name="dense"),
+        layers.LSTM(4, name="recurrent"),
+        shape=(6,),
+        dtype="int32",
+    )
+    (table, *_) = pruning.plan(model, NM)
+    assert table.reason == "a table of Embedding has rows, not input channels, that the pattern 2:4 could follow"
+    whole = wrapped(model, WEIGHT, POLYNOMIAL, 4)
+    words = np.array([[1, 2, 3, 0, 0, 0]])
+    assert np.allclose(whole(words), model(words), atol=1e-6)
+    advance(whole, 4)
+    assert zeros(pruning.masks(whole)["table"]) == 20
+
+
+def test_a_kernel_that_cannot_carry_the_pattern_is_left_and_the_others_are_not():
+    (plan,) = pruning.plan(sequence(layers.LSTM(4, name="it"), shape=(6, 3)), NM)
+    assert plan.reason is None and [kernel.name for kernel in plan.kernels] == ["recurrent_kernel"]
+    assert plan.left == ("kernel: 3 input channels, not divisible by 4",)
+
+
+def test_the_kernels_of_an_einsum_are_left_with_the_reason():
+    x = keras.Input((6, 8))
+    model = keras.Model(x, layers.EinsumDense("abc,cd->abd", (None, 8))(layers.MultiHeadAttention(2, 4)(x, x)))
+    assert [plan.reason for plan in pruning.plan(model, NM)] == [
+        f"{kind}: which axis of its kernels is the inputs depends on an equation"
+        for kind in ("MultiHeadAttention", "EinsumDense")
+    ]

@@ -113,6 +113,15 @@ def test_what_does_not_validate_is_named_with_its_place(data, message):
         recipe.parse(data, "mine.yaml")
 
 
+@pytest.mark.parametrize("late", ["train", "prune", "quantize"])
+def test_what_quantize_leaves_is_not_trained_or_pruned_again(late):
+    data = {"stages": {"quantize": None, "again": {"stage": late}, "convert": None}}
+    with pytest.raises(
+        RecipeError, match=rf"stages\.again \({late}\) comes after stages\.quantize .*move again before"
+    ):
+        recipe.load(data)
+
+
 def test_errors_name_the_file(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("stages:\n  shake: {stage: own_stages.shake, fnal: 1}\n")

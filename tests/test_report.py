@@ -164,6 +164,66 @@ def test_proofs_are_told_apart_from_claims():
     assert any("they part at op 7 ADD (add), by 12 steps" in sentence for sentence in words)
 
 
+def test_what_breaks_the_int8_guarantee_is_told_and_float_ops_only_once():
+    record = plain()
+    record["verify"]["int8"] = {"holds": True, "violations": []}
+    assert any(
+        held and words.startswith("every tensor is int8") for held, words in report_words.verify_sentences(record)
+    )
+    violations = [{"kind": "float_op", "message": "one"}, {"kind": "size", "message": "The file is too large."}]
+    record["verify"]["int8"] = {"holds": False, "violations": violations}
+    found = report_words.verify_sentences(record)
+    assert (False, "The file is too large.") in found
+    assert "one" not in dict(reversed(item) for item in found)
+
+
+def test_signal_to_noise_is_drawn_for_every_layer():
+    drawn = report_sections.signal(sample())
+    assert [bar["text"] for bar in drawn["signal"]] == ["41 dB", "8 dB", "exact"]
+    assert [bar["low"] for bar in drawn["signal"]] == [False, True, False]
+    assert drawn["signal"][2]["width"] == 100
+    page = report.html(sample())
+    assert "Signal to noise, layer by layer" in page and "head, FULLY_CONNECTED: 7.9 dB" in page
+    record = sample()
+    record["verify"]["layers"] = [{"layer": "odd", "snr_db": "loud"}]
+    assert "Signal to noise" not in report.html(record)
+
+
+def test_how_the_layers_became_int8_is_told_in_one_sentence_and_why_not():
+    assert report_words.quantization_sentence(sample()) == (
+        "Trained with fake quantizers: of 5 layers 1 trained with their ranges, 1 computed inside the op before them, "
+        "1 without a range of their own, 2 left to ranges after training; all ranges of the file come from calibration "
+        "samples."
+    )
+    assert report_words.post_training(sample()) == [("LayerNormalization: it is several ops", ["norm_1", "norm_2"])]
+    assert report_words.rewrites(sample()) == [("pairwise", "stage1_block1_add")]
+    page = report.html(sample())
+    for expected in ("How the layers became int8", "it is several ops: norm_1, norm_2", "<dt>pairwise</dt>"):
+        assert expected in page
+    assert "LayerNormalization: it is several ops: norm_1, norm_2" in printed(sample(), 200)
+
+
+def test_a_model_that_no_stage_trains_for_quantization_says_so():
+    given = {"trained": False, "layers": [], "reason": "no stage of the recipe trains for quantization"}
+    assert report_words.quantization_sentence({"quantization": given}) == (
+        "Quantized after training, with ranges from calibration samples: no stage of the recipe trains for quantization."
+    )
+    assert report_words.quantization_sentence(bare()) == ""
+    assert "How the layers became int8" not in report.html(bare())
+
+
+def test_several_inputs_are_shown_by_their_names():
+    record = sample()
+    record["model"]["inputs"] = [
+        {**record["model"]["input"], "name": "image"},
+        {"name": "words", "shape": [16], "dtype": "int32"},
+    ]
+    shown = dict(report_sections.model(record["model"]))
+    assert shown["input words"] == "16; int32"
+    assert shown["input image"].startswith("32 × 32 × 3; int8") and "input" not in shown
+    assert shown["output"].startswith("10; int8")
+
+
 def test_a_budget_whose_figure_is_unknown_is_not_met():
     assert [met for met, _ in report_words.budgets(sample())] == [True, False, None]
     assert report_words.budgets(sample())[1][1] == "size 94.0 KiB, at most 90.0 KiB allowed: missed"

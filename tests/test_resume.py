@@ -19,6 +19,7 @@ pytestmark = pytest.mark.slow
 
 STAGES = {
     "train": {"epochs": 6, "batch_size": 8, "when": "always"},
+    "shrink": {"ratio": 0.25, "multiples": 1, "rounds": 2, "epochs": 6, "batch_size": 8, "distill": {}},
     "prune": {"epochs": 6, "batch_size": 8},
     "quantize": {"epochs": 6, "batch_size": 8},
     "convert": {},
@@ -87,11 +88,11 @@ def unbroken(home):
     return content, {stage["name"]: stage["seconds"] for stage in report["stages"]}
 
 
-def test_killed_three_times_and_resumed_it_ends_in_the_same_file(home, unbroken):
+def test_killed_four_times_and_resumed_it_ends_in_the_same_file(home, unbroken):
     content, seconds = unbroken
     random = np.random.Generator(np.random.PCG64(0))
     built = Built(home, "killed")
-    for number, label in ((2, "prune"), (3, "quantize"), (4, "convert")):
+    for number, label in ((2, "shrink"), (3, "prune"), (4, "quantize"), (5, "convert")):
         process = built.start()
         built.wait_for(f"stages/{number}-{label}*", process)
         time.sleep(random.uniform(0.0, seconds[label]))
@@ -108,7 +109,11 @@ def test_killed_three_times_and_resumed_it_ends_in_the_same_file(home, unbroken)
 
 def test_interrupted_it_says_how_to_go_on_and_does(home, unbroken):
     built = Built(home, "interrupted")
-    for moment in ("stages/2-prune.partial/checkpoint.npz", "stages/4-convert.partial"):
+    for moment in (
+        "stages/2-shrink.partial/round-2/checkpoint.npz",
+        "stages/3-prune.partial/checkpoint.npz",
+        "stages/5-convert.partial",
+    ):
         process = built.start()
         built.wait_for(moment, process)
         process.send_signal(signal.SIGINT)

@@ -48,6 +48,38 @@ def test_markup_in_a_name_is_a_name(capsys):
     assert drawn(tables.words({"[bold]x": "a [red] sentence"}), capsys) == [["[bold]x", "a", "[red]", "sentence"]]
 
 
+def test_groups_say_what_can_be_cut_and_why_not(capsys):
+    def group(name, reasons=(), inexact=()):
+        more = {"reasons": list(reasons), "inexact": list(inexact), "producers": [name], "consumers": []}
+        return {"name": name, "units": 16, "step": 2, "cuttable": not reasons, **more}
+
+    found = {
+        "groups": [
+            group("stem"),
+            group("classes", ["are an output of the model"]),
+            group("last", inexact=["normalized"]),
+        ],
+        "blocks": [{"name": "b", "addition": "sum", "layers": ["a", "b"]}],
+    }
+    lines = [" ".join(line) for line in drawn(tables.groups(found), capsys)]
+    assert lines[1:4] == ["stem 16 2 stem – yes", "classes 16 2 classes – no", "last 16 2 last – yes"]
+    assert lines[4:] == [
+        "2 of 3 groups can be cut.",
+        "left whole: classes: its channels are an output of the model",
+        "cutting is not the same as zeroing: last: normalized",
+        "removable whole, at 'sum': a, b",
+    ]
+
+
+def test_what_breaks_the_int8_guarantee_is_told(capsys):
+    empty = {"ops": [], "tensors": [], "params": 0, "macs": 0, "sparsity": None, "size_bytes": 9, "size_gzip_bytes": 9}
+    found = {**empty, "int8_share": None, "float_ops": [], "notes": [], "int8_violations": []}
+    assert ["int8", "throughout."] in drawn(tables.tflite(found), capsys)
+    found["int8_violations"] = [{"kind": "size", "message": f"number {number}"} for number in range(22)]
+    lines = [" ".join(line) for line in drawn(tables.tflite(found), capsys)]
+    assert "not int8 throughout, 22 violations:" in lines and lines[-2:] == ["number 19", "... and 2 more"]
+
+
 def test_shapes(capsys):
     layer = {"class": "Add", "params": 0, "macs": 0, "sparsity": None, "pruning": None}
     layers = [

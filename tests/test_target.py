@@ -84,6 +84,12 @@ def test_the_pi_4_is_emulated_without_dot_product_and_runs_ruy():
     assert (pi.channel_multiple.out, pi.channel_multiple.in_) == (8, 8)
 
 
+@pytest.mark.parametrize("name", ["coral-usb", "coral-devboard"])
+def test_channels_of_the_edge_tpu_come_in_wider_steps_above_64(name):
+    steps = load(name).channel_multiple
+    assert (steps.out, steps.until, steps.beyond, steps.in_) == (16, 64, 64, 4)
+
+
 def test_a_minimal_file_of_the_users_own(tmp_path):
     path = tmp_path / "my-board.yaml"
     path.write_text(yaml_files.dump(MINIMAL))
@@ -112,6 +118,7 @@ def test_the_source_of_the_nearest_block_counts():
         ({"cpu__cores": True}, ["cpu.cores", "True"]),
         ({"runtime__package": "tflite"}, ["runtime.package", "'tflite'", "ai-edge-litert"]),
         ({"runtime__version": 2.14}, ["runtime.version", "2.14", "string"]),
+        ({"channel_multiple": {"out": 16, "in": 4, "until": 64}}, ["channel_multiple", "both 'until' and 'beyond'"]),
         ({"zeros": None}, ["'zeros' is missing"]),
         ({"zeros__words": []}, ["zeros.words", "at least 1"]),
         ({"emulate": {}}, ["emulate", "either 'cpu'", "'reason'"]),

@@ -118,10 +118,48 @@ def test_the_loss_fits_task_and_last_activation(units, activation, task, loss, f
     assert goal.metric == ("mae" if task == "regression" else "accuracy")
 
 
-def test_several_outputs_are_refused():
+def test_every_output_has_a_loss_of_its_own():
     x = keras.Input((3,))
-    with pytest.raises(DataError, match=r"has 2 outputs.*one output"):
-        training.objective(keras.Model(x, [layers.Dense(1)(x), layers.Dense(1)(x)], name="two"), "classification")
+    outputs = [layers.Dense(1, activation="sigmoid")(x), layers.Dense(2)(x), layers.Dense(4, activation="softmax")(x)]
+    tasks = {"yes": "classification", "where": "regression", "which": "classification"}
+    goal = training.objective(keras.Model(x, outputs), tasks)
+    assert [type(loss).__name__ for loss in goal.loss] == [
+        "BinaryCrossentropy",
+        "MeanSquaredError",
+        "SparseCategoricalCrossentropy",
+    ]
+    assert goal.metric == ["accuracy", "mae", "accuracy"]
+
+
+def test_a_reshape_behind_a_softmax_leaves_it_a_softmax():
+    x = keras.Input((4, 4, 2))
+    pixels = layers.Reshape((16, 3))(layers.Conv2D(3, 1, activation="softmax")(x))
+    goal = training.objective(keras.Model(x, pixels), "classification")
+    assert goal.loss.get_config()["from_logits"] is False
+
+
+def test_several_inputs_and_outputs_go_in_the_models_order():
+    x = {"b": np.arange(6, dtype=np.uint8).reshape(6, 1), "a": np.arange(6, dtype=np.int64).reshape(6, 1)}
+    y = {"d": np.arange(6, dtype=np.float32), "c": np.arange(6)}
+    scales = {"b": data.Preprocess(0.5, 1.0), "a": data.Preprocess(whole=True)}
+    split = data.Split(x, np.arange(1, 5), {name: array[1:5] for name, array in y.items()}, scales, "x")
+    (batch_x, batch_y), *rest = list(feeding.ordered(split))
+    assert rest == [] and [tensor.dtype.name for tensor in batch_x] == ["float32", "int32"]
+    assert batch_x[0].numpy().ravel().tolist() == [1.5, 2.0, 2.5, 3.0]
+    assert [tensor.numpy().ravel().tolist() for tensor in (batch_x[1], *batch_y)] == [[1, 2, 3, 4]] * 3
+
+
+def test_the_history_names_outputs_as_the_data_does(tmp_path):
+    x = keras.Input((2,), name="x")
+    model = keras.Model(x, [layers.Dense(2, name="renamed")(x), layers.Dense(1, name="value")(x)])
+    given = np.random.default_rng(0).normal(size=(40, 2)).astype("float32")
+    samples = data.load((given, {"which": np.arange(40) % 2, "value": given[:, 0]}))
+    here = state(tmp_path, samples=samples)
+    (epoch,) = training.fit(model, here, FitOptions(epochs=1), training.objective(model, samples.tasks))
+    assert {"which_loss", "which_accuracy", "value_mae", "val_value_loss"} <= set(epoch)
+    assert model.output_names == ["renamed", "value"]
+    outputs = training.outputs(model, samples.test)
+    assert list(outputs) == ["which", "value"] and outputs["which"].shape == (8, 2)
 
 
 # interrupted and resumed

@@ -1,4 +1,4 @@
-from typing import Literal
+from typing import Annotated, Literal
 
 import pytest
 from pydantic import Field
@@ -70,3 +70,25 @@ def test_a_prefix_says_where_in_the_file_the_data_stands():
 def test_a_key_that_is_no_word_is_an_unknown_key():
     with pytest.raises(RecipeError, match="7"):
         validate(Outer, {"name": "a", 7: 1}, "x.yaml", RecipeError)
+
+
+class Several(Strict):
+    """Options that take one thing or another."""
+
+    floors: Annotated[int, Field(ge=1)] | dict[str, Annotated[int, Field(ge=1)]] | None = None
+    scope: Literal["layer", "network"] | list[str] = "layer"
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ({"floors": 0}, "file.yaml: floors: got 0; input should be greater than or equal to 1."),
+        ({"floors": {"conv": 0}}, "file.yaml: floors.conv: got 0; input should be greater than or equal to 1."),
+        ({"scope": "net"}, "file.yaml: scope: got 'net'; input should be 'layer' or 'network'."),
+        ({"scope": ["a", 3]}, "file.yaml: scope.1: got 3; input should be a valid string."),
+    ],
+)
+def test_the_alternatives_of_a_union_are_no_part_of_the_path(data, words):
+    with pytest.raises(RecipeError) as caught:
+        validate(Several, data, "file.yaml", RecipeError)
+    assert str(caught.value).startswith(words) and "constrained" not in str(caught.value)

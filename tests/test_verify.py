@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import types
 
 import converted
 import numpy as np
@@ -100,7 +101,7 @@ def test_a_pruned_layer_that_the_file_lacks_is_an_error(final):
 )
 def test_layouts_follow_each_weight_from_keras_to_the_file(keras_shape, file_shape):
     numbered = np.arange(np.prod(keras_shape)).reshape(keras_shape)
-    moved = next(proof._layouts(numbered))
+    (moved,) = next(proof._forms(numbered))
     assert moved.shape == file_shape
     assert moved[(-1, *[0] * (moved.ndim - 2), 1)] == numbered[(*[0] * (numbered.ndim - 2), 1, -1)]
 
@@ -286,3 +287,74 @@ def test_without_a_quantize_stage_the_model_is_quantized_after_training(made, sa
     assert verify["zeros_match"] is verify["n_of_m_match"] is verify["outputs_agree"] is None
     assert "float Keras" in verify["compared_with"]
     assert verify["agreement"] > 0.8
+
+
+# kernels that the file does not name, or splits
+
+
+def stored(*constants):
+    """Constants of a file: (values, op, layer), all with zero point 0."""
+    tensors = tuple(
+        tflite.Tensor(
+            place, f"t{place}", values.shape, "int8", np.ones(1), np.zeros(1, int), 0, values, False, True, False
+        )
+        for place, (values, _, _) in enumerate(constants)
+    )
+    ops = tuple(
+        tflite.Op(place, kind, False, (place,), (), {}, layer=layer) for place, (_, kind, layer) in enumerate(constants)
+    )
+    return types.SimpleNamespace(tensors=tensors, ops=ops)
+
+
+def kernel(seed, shape):
+    random = np.random.default_rng(seed)
+    mask = np.argsort(random.random((shape[0] // 4, 4, *shape[1:])), axis=1).reshape(shape) < 2
+    return mask, np.where(mask, random.integers(1, 127, shape), 0).astype(np.int8)
+
+
+def test_the_gates_of_an_lstm_are_known_by_their_zeros():
+    (mask, inputs), (own, states) = kernel(0, (8, 32)), kernel(1, (8, 32))
+    gates = [(part, "UNIDIRECTIONAL_SEQUENCE_LSTM", None) for part in np.split(states.T, 4) + np.split(inputs.T, 4)]
+    first, second = proof.prove(
+        stored(*gates), {"lstm": mask, "lstm:recurrent_kernel": own}, {"lstm": "2:4", "lstm:recurrent_kernel": "2:4"}
+    )
+    assert (first.tensor, second.tensor) == ("t4, t5, t6, t7", "t0, t1, t2, t3")
+    assert first.sparsity == 0.5 and first.extra_zeros == 0 and first.n_of_m == {"n": 2, "m": 4, "share": 1.0}
+    broken = [*gates[:5], (np.ones_like(gates[5][0]), *gates[5][1:]), *gates[6:]]
+    with pytest.raises(ArtefactError, match=r"'lstm' has \d+ of 128 pruned weights that are not zero"):
+        proof.prove(stored(*broken), {"lstm": mask}, {})
+
+
+def test_a_table_is_as_keras_stores_it_and_only_where_rows_are_looked_up():
+    mask, values = kernel(0, (8, 8))
+    (found,) = proof.prove(stored((values, "GATHER", None)), {"table": mask}, {})
+    assert found.tensor == "t0"
+    with pytest.raises(ArtefactError, match="not zero"):
+        proof.prove(stored((values, "FULLY_CONNECTED", "table")), {"table": mask}, {})
+
+
+def test_another_layers_tensor_proves_nothing_unless_it_has_the_zeros():
+    mask, values = kernel(0, (8, 12))
+    part = [(gate, "FULLY_CONNECTED", f"gru_{place}") for place, gate in enumerate(np.split(values.T, 3))]
+    assert proof.prove(stored(*part), {"gru": mask}, {})[0].tensor == "t0, t1, t2"
+    with pytest.raises(
+        ArtefactError, match=r"no kernel for the pruned layer 'other'.*The kernels are: gru_0, gru_1, gru_2"
+    ):
+        proof.prove(stored(*part), {"other": kernel(1, (8, 12))[0]}, {})
+
+
+@pytest.mark.parametrize(
+    ("keras_shape", "axes", "file_shape"),
+    [
+        ((3, 8, 5), (2, 0, 1), (5, 1, 3, 8)),  # Conv1D as the converter does it
+        ((3, 8, 5), (2, 0, 1), (5, 3, 1, 8)),  # Conv1D as Conv2D(k, 1)
+        ((2, 2, 5, 8), (2, 0, 1, 3), (5, 2, 2, 8)),  # Conv2DTranspose
+        ((1, 1, 8, 5), (3, 0, 1, 2), (5, 8)),  # a pointwise convolution as a product
+        ((1, 8, 5), (2, 0, 1), (5, 1, 1, 8)),  # the pointwise kernel of a SeparableConv1D
+    ],
+)
+def test_every_form_of_a_kernel_is_found(keras_shape, axes, file_shape):
+    mask = np.random.default_rng(0).random(keras_shape) < 0.5
+    values = mask.transpose(axes).reshape(file_shape).astype(np.int8)
+    (found,) = proof.prove(stored((values, "CONV_2D", "it")), {"it": mask}, {})
+    assert found.extra_zeros == 0 and found.sparsity == found.sparsity_keras

@@ -17,20 +17,21 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Literal
 
 import numpy as np
 
-from edgeprune import files, tflite
+from edgeprune import files, tflite, tflite_compact
 from edgeprune.errors import ConversionError, RunFolderError
+from edgeprune.inference import words
 from edgeprune.keras.export import LAYERS_FILE
 
 WORKER = "edgeprune.keras.conversion_worker"
 Representative = np.ndarray | Path | Mapping[str, np.ndarray]
-Io = Literal["int8", "float32"]
+Io = Literal["int8", "uint8", "float32"]
 
 _ENVIRONMENT = {
     "PYTHONHASHSEED": "0",  # equal weights give equal bytes
@@ -38,6 +39,7 @@ _ENVIRONMENT = {
     "CUDA_VISIBLE_DEVICES": "-1",  # converting is work for the processor; the card stays with the training
     "TF_CPP_MIN_LOG_LEVEL": "1",
 }
+_LOOPS = ("Bidirectional", "ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D", "GRU", "LSTM", "RNN", "SimpleRNN")
 _LAST_LINES = 5  # of the log, in a message
 # What TensorFlow says at every start.
 _CHATTER = re.compile(r"[IW]\d{4} |WARNING: All log messages|Extension modules:|\s*$")
@@ -79,17 +81,20 @@ class Converter:
         representative: Representative | None = None,
         io: Io = "int8",
         per_channel_dense: bool = False,
+        compact: bool = True,
     ) -> Path:
         """Convert a model that `export.save` wrote. A process that died is started anew for the next model.
 
         Args:
             saved_model: the folder.
             output: the .tflite file; written only when it is what was asked for.
-            representative: samples that set the int8 ranges (PTQ), cast to float32: (n, ...) for one input, the .npy
-                file of such an array, or input name -> (n, ...). None for a model with fake quantizers, which brings
-                its ranges, and for float32.
-            io: type of inputs and outputs; float32 converts without any quantization.
+            representative: samples that set the int8 ranges (PTQ), cast to the inputs' types: (n, ...) for one input,
+                the .npy file of such an array, or Keras' input name -> (n, ...). None for a model with fake quantizers,
+                which brings its ranges, and for float32.
+            io: type of inputs and outputs but for indices, which stay integers; uint8 is int8 but for its zero point;
+                float32 converts without any quantization.
             per_channel_dense: a scale for each output of a Dense layer (old runtimes may refuse it), not one for all.
+            compact: store equal vectors once, see `tflite_compact`; otherwise the file is as the converter made it.
 
         Returns:
             ``output``.
@@ -99,19 +104,19 @@ class Converter:
                 at its inputs and outputs, or entirely float although int8 was asked for.
             RunFolderError: the output cannot be written.
         """
-        inputs = _inputs(saved_model)
+        facts = _exported(saved_model)
         with files.writing(output):
             output.parent.mkdir(parents=True, exist_ok=True)
             folder = tempfile.TemporaryDirectory(prefix=files.TEMPORARY, dir=output.parent)
         with folder:
             made = Path(folder.name) / "model.tflite"
             with files.writing(output):
-                samples = _stored(representative, inputs, Path(folder.name) / "samples.npz")
+                samples = _stored(representative, facts["inputs"], Path(folder.name) / "samples.npz")
             request = {"saved_model": str(saved_model), "output": str(made), "representative": samples, "io": io}
-            self._ask({**request, "per_channel_dense": per_channel_dense}, saved_model)
+            self._ask({**request, "per_channel_dense": per_channel_dense}, saved_model, facts)
             content = made.read_bytes()
         _check(content, io, saved_model)
-        return files.write_bytes_atomic(output, content)
+        return files.write_bytes_atomic(output, tflite_compact.compact(content) if compact else content)
 
     def close(self) -> None:
         """End the process, in the middle of a conversion too, and keep its log."""
@@ -123,7 +128,7 @@ class Converter:
             before = self.log.read_text(encoding="utf-8") if self.log.exists() else ""
             files.write_text_atomic(self.log, before + said)
 
-    def _ask(self, request: Mapping[str, Any], saved_model: Path) -> None:
+    def _ask(self, request: Mapping[str, Any], saved_model: Path, facts: Mapping[str, Any]) -> None:
         """Have one request done.
 
         Raises:
@@ -139,7 +144,9 @@ class Converter:
                 f"{_tail(self._lose())} (all of it: {self.log})"
             ) from error
         except EOFError as error:
-            raise ConversionError(_death(child.process.returncode, self._lose(), saved_model, self.log)) from error
+            raise ConversionError(
+                _death(child.process.returncode, self._lose(), saved_model, self.log, facts)
+            ) from error
         except BaseException:  # a keyboard interrupt must not leave a process behind
             self.close()
             raise
@@ -258,23 +265,24 @@ class _Spare:
 _spare = _Spare()
 
 
-def _inputs(saved_model: Path) -> list[str]:
-    """The names of an exported model's inputs.
+def _exported(saved_model: Path) -> dict[str, Any]:
+    """What `export.save` wrote down about a model.
 
     Raises:
         ConversionError: the folder is none of `export.save`'s.
     """
     try:
-        names: list[str] = json.loads((saved_model / LAYERS_FILE).read_text(encoding="utf-8"))["inputs"]
+        facts: dict[str, Any] = json.loads((saved_model / LAYERS_FILE).read_text(encoding="utf-8"))
+        facts["inputs"] = dict(zip(facts["inputs"], facts["dtypes"], strict=True))
     except (OSError, ValueError, KeyError) as error:
         raise ConversionError(
             f"{saved_model} is no model that edgeprune exported, or it is damaged: {error}. Export the Keras model again."
         ) from error
-    return names
+    return facts
 
 
-def _stored(representative: Representative | None, inputs: Sequence[str], path: Path) -> str | None:
-    """Write the samples as float32 by input name, which is the only form in which the converter takes them all.
+def _stored(representative: Representative | None, inputs: Mapping[str, str], path: Path) -> str | None:
+    """Write the samples by input name and of the input's type, the only form in which the converter takes them all.
 
     Raises:
         ConversionError: there are none, or too few inputs, or numbers that are not finite. The converter would take no
@@ -283,13 +291,15 @@ def _stored(representative: Representative | None, inputs: Sequence[str], path: 
     if representative is None:
         return None
     given = np.load(representative, mmap_mode="r") if isinstance(representative, Path) else representative
-    arrays = dict(given) if isinstance(given, Mapping) else {inputs[0]: given}
+    if not isinstance(given, Mapping):
+        given = {next(iter(inputs)): given}
+    arrays = dict(zip(words(list(given)), given.values(), strict=True))
     if set(arrays) != set(inputs):
         raise ConversionError(
             f"The calibration samples are for {', '.join(sorted(arrays))}, but the model's inputs are "
             f"{', '.join(inputs)}. Give samples for each input, by its name."
         )
-    arrays = {name: np.asarray(array, dtype=np.float32) for name, array in arrays.items()}
+    arrays = {name: np.asarray(array, dtype=inputs[name]) for name, array in arrays.items()}
     counts = {name: len(array) for name, array in arrays.items()}
     if len(set(counts.values())) != 1 or 0 in counts.values():
         raise ConversionError(
@@ -301,7 +311,7 @@ def _stored(representative: Representative | None, inputs: Sequence[str], path: 
         raise ConversionError(
             "The calibration samples hold NaN or infinite values. Expected finite numbers: clean the data."
         )
-    np.savez(path, **arrays)  # type: ignore[arg-type]  # its stub takes a name for allow_pickle
+    np.savez(path, **arrays)
     return str(path)
 
 
@@ -312,26 +322,24 @@ def _check(content: bytes, io: Io, saved_model: Path) -> None:
         ConversionError: it has other types at its inputs or outputs, or is float where int8 was asked for.
     """
     file = tflite.read(content)
-    ends = {"input": file.inputs, "output": file.outputs}
-    wrong = [(end, file.tensors[i]) for end, indices in ends.items() for i in indices if file.tensors[i].dtype != io]
+    wrong = next((each for each in tflite.int8_violations(file, io) if each.kind == "port"), None)
     if wrong:
-        end, tensor = wrong[0]
         raise ConversionError(
-            f"The converter made the {end} '{tensor.name}' of {saved_model} {tensor.dtype}, not {io} as asked. An input "
-            "of integers (an Embedding's) cannot become int8; else calibrate or quantize the model first."
+            f"The converter made of {saved_model} a file that is not as asked. {wrong.message} Only an input that is nothing "
+            "but an index (an Embedding's) may stay an integer; else calibrate or quantize the model first."
         )
-    if io == "int8" and tflite.int8_share(file) == 0:
+    if io != "float32" and tflite.int8_share(file) == 0:
         raise ConversionError(
-            f"The converter left every op of {saved_model} in float behind int8 inputs and outputs. Expected int8 ops: "
+            f"The converter left every op of {saved_model} in float behind {io} inputs and outputs. Expected int8 ops: "
             "give a model with fake quantizers, or calibration samples."
         )
 
 
-def _death(status: int | None, said: str, saved_model: Path, log: Path) -> str:
+def _death(status: int | None, said: str, saved_model: Path, log: Path, facts: Mapping[str, Any]) -> str:
     """What to say of a process that ended without an answer."""
     name = signal.Signals(-status).name if status is not None and status < 0 else None
     advice = {
-        "SIGSEGV": "Recurrent layers are known to do that: build GRU and SimpleRNN with unroll=True.",
+        "SIGSEGV": _loops(facts),
         "SIGKILL": "Something outside ended it, mostly the system when memory runs out: close other programs, or "
         "lower data.calibration.",
     }.get(name or "", "Simplify the model layer by layer until it passes, and report the layer.")
@@ -339,6 +347,17 @@ def _death(status: int | None, said: str, saved_model: Path, log: Path) -> str:
     return (
         f"The converter {how} on {saved_model}; nothing was written. {advice} Its last words: {_tail(said)} "
         f"(all of them: {log})"
+    )
+
+
+def _loops(facts: Mapping[str, Any]) -> str:
+    """Which layers a segmentation fault comes from, as far as is known."""
+    loops = {f"'{layer['name']}' ({layer['kind']})" for layer in facts["layers"] if layer["kind"] in _LOOPS}
+    here = f", here {', '.join(sorted(loops))}" if loops else " and this model shows none: please report it"
+    return (
+        f"Recurrent layers that run as a loop are known to do that{here}. edgeprune writes them out step by step "
+        "(edgeprune.keras.recurrent.unroll) unless they are masked, stateful, or have an open number of steps: change "
+        "that, or build them with unroll=True."
     )
 
 

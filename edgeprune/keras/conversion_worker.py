@@ -4,8 +4,8 @@ The converter can take its process down with it (GRU and SimpleRNN do), so it ne
 JSON lines on standard input and are answered one by one on standard output; all that TensorFlow says goes to standard
 error. The worker ends when its input does, so it never outlives the build, not even one that was killed.
 
-A request: ``{"saved_model": folder, "output": file, "representative": .npz or null, "io": "int8" | "float32",
-"per_channel_dense": bool}``. The answer: ``{"seconds": ...}`` or ``{"error": message}``.
+A request: ``{"saved_model": folder, "output": file, "representative": .npz or null, "io": "int8" | "uint8" |
+"float32", "per_channel_dense": bool}``. The answer: ``{"seconds": ...}`` or ``{"error": message}``.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ def convert(request: dict[str, Any]) -> None:
     from edgeprune.keras import tf
 
     converter = tf.lite.TFLiteConverter.from_saved_model(request["saved_model"], signature_keys=["one"])
-    if request["io"] == "int8":
+    if request["io"] != "float32":
         # Without it a QAT model's ranges are ignored: the file is float, and nobody says a word.
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
-        converter.inference_input_type = converter.inference_output_type = tf.int8
+        converter.inference_input_type = converter.inference_output_type = tf.as_dtype(request["io"])
         converter._experimental_disable_per_channel_quantization_for_dense_layers = not request["per_channel_dense"]
     if request["representative"] is not None:
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]

@@ -5,7 +5,7 @@
     FOLDER/saved_model.pb, variables/    signature ``one``     batch 1, static shapes: what the converter reads
                                          signature ``many``    any batch: evaluation and parity
                                          signature ``layers``  any batch: what every layer gives, ``layer_0`` ...
-    FOLDER/layers.json                   the inputs' and outputs' order, and what ``layer_0`` ... are
+    FOLDER/layers.json                   the inputs' and outputs' order and types, and what ``layer_0`` ... are
 
 The converter copies names of the graph into the .tflite file, so equal weights must be traced under equal names. The
 layers that TFMOT makes are named by a counter of the process; while the model is traced they count within the model.
@@ -14,7 +14,6 @@ layers that TFMOT makes are named by a counter of the process; while the model i
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +23,7 @@ import numpy as np
 
 from edgeprune import files
 from edgeprune.errors import ModelError, RunFolderError
+from edgeprune.inference import words
 from edgeprune.keras import graph, keras, tf
 
 LAYERS_FILE = "layers.json"
@@ -58,7 +58,7 @@ def save(model: Any, folder: Path) -> Path:
     """
     model = graph.functional(model)
     _check_static(model)
-    inputs, outputs = _words(model.input_names), _words(model.output_names)
+    inputs, outputs = words(model.input_names), words(model.output_names)
     calls = _calls(model)
     given = [tensor for _, tensor in calls]
     with _counted_within(model):
@@ -69,7 +69,12 @@ def save(model: Any, folder: Path) -> Path:
         }
     holder = tf.Module()  # not the model itself: that would trace every layer once more, for Keras to load it again
     holder.used = _variables(signatures.values())
-    facts = {"inputs": inputs, "outputs": outputs, "layers": [layer._asdict() for layer, _ in calls]}
+    facts = {
+        "inputs": inputs,
+        "dtypes": [tensor.dtype.name for tensor in model.inputs],
+        "outputs": outputs,
+        "layers": [layer._asdict() for layer, _ in calls],
+    }
     with files.temporary_folder(folder) as unfinished:
         tf.saved_model.save(holder, str(unfinished), signatures=signatures)
         files.write_text_atomic(unfinished / LAYERS_FILE, json.dumps(facts, indent=1))
@@ -103,17 +108,19 @@ class Exported:
 
     def outputs(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The model's outputs by name, each (n, ...) float32, for one batch of its inputs by name, each (n, ...)."""
-        given = self._many(**_tensors(inputs))
+        given = self._many(**_tensors(self._many, inputs))
         return {name: given[name].numpy() for name in self.output_names}
 
     def layer_outputs(self, inputs: Mapping[str, np.ndarray]) -> tuple[np.ndarray, ...]:
         """What every layer gives, in the order of ``layers``, for one batch of the model's inputs by name."""
-        given = self._layers(**_tensors(inputs))
+        given = self._layers(**_tensors(self._layers, inputs))
         return tuple(given[name].numpy() for name in _numbered(len(self.layers)))
 
 
-def _tensors(inputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    return {name: tf.constant(array) for name, array in inputs.items()}
+def _tensors(signature: Any, inputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """The inputs as the signature takes them; whole numbers may come as float32 from data that is preprocessed."""
+    specs = signature.structured_input_signature[1]
+    return {name: tf.constant(np.asarray(array, specs[name].dtype.as_numpy_dtype)) for name, array in inputs.items()}
 
 
 def _check_static(model: Any) -> None:
@@ -167,13 +174,6 @@ def _counted_within(model: Any) -> Iterator[None]:
     finally:
         for layer, name in zip(counted, names, strict=True):
             layer._name = name
-
-
-def _words(names: Sequence[str]) -> list[str]:
-    """Keras names as Python words, which is what a signature's arguments have to be; they stay distinct."""
-    words = [re.sub(r"\W", "_", name) for name in names]
-    words = [word if word.isidentifier() else f"_{word}" for word in words]
-    return [word if words.count(word) == 1 else f"{word}_{place}" for place, word in enumerate(words)]
 
 
 def _numbered(count: int) -> list[str]:

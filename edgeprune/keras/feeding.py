@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from edgeprune.data import Split
+from edgeprune import columns
+from edgeprune.data import Preprocess, Split
 from edgeprune.keras import tf
 
 IN_MEMORY_BYTES = 2 << 30  # larger arrays (memory-mapped image folders) are read row by row
@@ -55,26 +56,50 @@ def _fixed(dataset: Any) -> Any:
 
 
 def _fetcher(split: Split) -> Any:
-    """Positions in the split -> (x as the model sees it, y)."""
-    index, targets = tf.constant(split.index), tf.constant(split.y)
-    base, preprocess = split.base, split.preprocess
-    if base.nbytes <= IN_MEMORY_BYTES:
-        samples = tf.constant(np.ascontiguousarray(base))
-
-        def gather(rows: Any) -> Any:
-            return tf.gather(samples, rows)
-    else:
-
-        def gather(rows: Any) -> Any:
-            taken = tf.numpy_function(lambda chosen: base[chosen], [rows], base.dtype, stateful=False)
-            return tf.ensure_shape(taken, (None, *base.shape[1:]))
+    """Positions in the split -> (x as the model sees it, y); several inputs or outputs are tuples in the model's order."""
+    index = tf.constant(split.index)
+    inputs = [
+        _input(base, preprocess)
+        for base, preprocess in zip(columns.values(split.base), columns.values(split.preprocess), strict=True)
+    ]
+    targets = [tf.constant(y) for y in columns.values(split.y)]
 
     def fetch(positions: Any) -> tuple[Any, Any]:
-        x = tf.cast(gather(tf.gather(index, positions)), tf.float32)
+        rows = tf.gather(index, positions)
+        return _one_or_all([take(rows) for take in inputs]), _one_or_all([tf.gather(y, positions) for y in targets])
+
+    return fetch
+
+
+def _one_or_all(tensors: list[Any]) -> Any:
+    return tensors[0] if len(tensors) == 1 else tuple(tensors)
+
+
+def _input(base: np.ndarray, preprocess: Preprocess) -> Any:
+    """Rows of a stored array -> those samples as the model sees them."""
+    gather = _gatherer(base)
+
+    def take(rows: Any) -> Any:
+        if preprocess.whole:
+            return tf.cast(gather(rows), tf.int32)
+        x = tf.cast(gather(rows), tf.float32)
         if preprocess.scale != 1.0:
             x = x * tf.constant(preprocess.scale, tf.float32)
         if preprocess.offset != 0.0:
             x = x + tf.constant(preprocess.offset, tf.float32)
-        return x, tf.gather(targets, positions)
+        return x
 
-    return fetch
+    return take
+
+
+def _gatherer(base: np.ndarray) -> Any:
+    """Rows of a stored array -> its samples as they are; a large array stays where it is and is read row by row."""
+    if base.nbytes <= IN_MEMORY_BYTES:
+        samples = tf.constant(np.ascontiguousarray(base))
+        return lambda rows: tf.gather(samples, rows)
+
+    def gather(rows: Any) -> Any:
+        taken = tf.numpy_function(lambda chosen: base[chosen], [rows], base.dtype, stateful=False)
+        return tf.ensure_shape(taken, (None, *base.shape[1:]))
+
+    return gather

@@ -33,8 +33,12 @@ def inventory(source: str, trust: bool = False) -> dict[str, Any]:
         and ``sparsity`` (share of exact zeros among the kernels' weights, 0..1; None without kernels). Each layer with a
         kernel has ``pruning``: granularity -> None where it can carry that, else the reason why not.
     """
-    model, _ = intake.named(source, trust)
-    macs = _macs_by_layer(model)
+    return describe(intake.named(source, trust)[0])
+
+
+def describe(model: Any) -> dict[str, Any]:
+    """`inventory` of a live functional or built Sequential model."""
+    macs = macs_by_layer(model)
     pruned = _pruning_by_layer(model)
     layers = [{**_layer(layer, macs.get(layer.name, 0)), "pruning": pruned.get(layer.name)} for layer in model.layers]
     kernels = [weights for layer in model.layers for weights in _kernels(layer)]
@@ -88,7 +92,7 @@ def _sparsity(kernels: list[np.ndarray]) -> float | None:
     return 1 - sum(int(np.count_nonzero(kernel)) for kernel in kernels) / size if size else None
 
 
-def _macs_by_layer(model: Any) -> dict[str, int]:
+def macs_by_layer(model: Any) -> dict[str, int]:
     """Layer name -> MACs of all its calls for one sample; a shared layer counts once per call."""
     found: dict[str, int] = {}
     for node in graph.nodes(graph.functional(model)):

@@ -1,43 +1,37 @@
 """Take the user's model: check the file before anything of it is loaded, and never touch the original.
 
-A model file is untrusted input. Keras rebuilds layers from the configuration inside it, and a ``Lambda`` layer there is
-compiled Python that runs on loading; so is whatever a configuration asks to be imported. The configuration is read as
-plain JSON first, and refused when it asks for either.
+A model file is untrusted input. Keras rebuilds layers from the configuration inside it, a ``Lambda`` layer there is
+compiled Python that runs on loading, and what a configuration asks to be imported runs too. So the configuration is
+read as plain JSON first (`code_check`), what it declares is held against what the file stores (`guard`), and whatever
+comes out, of Keras 2 or 3, is one flat functional tf_keras model.
 """
 
 from __future__ import annotations
 
-import json
-import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from edgeprune import files, registry
-from edgeprune.errors import EdgepruneError, ModelError, RunFolderError, UntrustedModel
-from edgeprune.keras import graph, keras
+from edgeprune.errors import EdgepruneError, ModelError, RunFolderError
+from edgeprune.keras import graph, guard, keras
+from edgeprune.keras.code_check import check_config
 
+__all__ = ["check_config", "from_python", "load", "load_own", "named", "save", "take"]
+
+Tell = Callable[[str], None]
 SUFFIXES = (".keras", ".h5", ".hdf5")
-# What a configuration may name as home of its classes; everything else would be imported, which is running code.
-KNOWN_MODULES = ("keras", "tf_keras", "builtins")
-# Keras calls what an operator's layer names while it loads, with the file's own arguments, and TensorFlow's functions
-# include io.gfile.rmtree and load_op_library. These take tensors and give tensors.
-TENSOR_FUNCTIONS = re.compile(
-    r"(__operators__|bitwise|image|linalg|math|nn|signal)\.\w+|(compat\.v1\.)?(batch_to_space|broadcast_to|cast|"
-    "clip_by_value|concat|convert_to_tensor|cumsum|depth_to_space|expand_dims|eye|fill|gather|gather_nd|identity|one_hot|"
-    "ones|ones_like|pad|range|repeat|reshape|reverse|roll|scatter_nd|shape|size|slice|space_to_batch|space_to_depth|"
-    "split|squeeze|stack|stop_gradient|strided_slice|tile|transpose|unstack|where|zeros|zeros_like)"
-)
 
 
-def named(word: str, trust: bool = False) -> tuple[Any, bool]:
+def named(word: str, trust: bool = False, tell: Tell | None = None) -> tuple[Any, bool]:
     """The model that a word of the user's names, and whether its weights are trained.
 
     Args:
-        word: a ``.keras`` or ``.h5`` file (trained), ``module:function``, or a name of ``edgeprune list models`` or the
-            dotted path of such a module (untrained).
-        trust: as for ``load``.
+        word: a ``.keras`` or ``.h5`` file or a SavedModel folder (trained), ``module:function``, or a name of
+            ``edgeprune list models`` or the dotted path of such a module (untrained).
+        trust, tell: as for ``load``.
 
     Raises:
         ModelError: missing, corrupt, or of a kind that cannot be taken.
@@ -46,51 +40,89 @@ def named(word: str, trust: bool = False) -> tuple[Any, bool]:
     """
     path, known = Path(word), registry.names("models")
     if path.exists() or path.suffix in SUFFIXES:
-        return load(path, trust), True
+        return load(path, trust, tell), True
     if ":" in word:
-        return from_python(word), False
+        return from_python(word, tell), False
     if word in known or ("." in word and "/" not in word):
-        return take(registry.module("models", word).build(), word), False
+        return take(registry.module("models", word).build(), word, tell), False
     raise ModelError(
         f"There is no model file '{word}', and no built-in model of that name.{registry.suggestion(word, known)} Built in: "
-        f"{', '.join(known)}. Give the path of a .keras or .h5 file, or module:function."
+        f"{', '.join(known)}. Give the path of a .keras or .h5 file or of a SavedModel folder, or module:function."
     )
 
 
-def load(path: Path, trust: bool = False) -> Any:
-    """The model in a ``.keras`` or ``.h5`` file of Keras 2, uncompiled.
+def load(path: Path, trust: bool = False, tell: Tell | None = None) -> Any:
+    """The model in a ``.keras`` or ``.h5`` file of Keras 2 or 3, or in a SavedModel folder: flat, functional, uncompiled.
 
     Args:
-        path: the file.
+        path: the file or folder.
         trust: load it even though that runs code of its author's.
+        tell: is called with what the user should know of what was taken, in one sentence each.
 
     Raises:
-        ModelError: missing, empty, truncated, not a Keras model, or of Keras 3.
+        ModelError: missing, empty, truncated, not a Keras model, or holding layers that cannot be taken.
         UntrustedModel: loading would run code, and ``trust`` is False.
     """
+    if path.is_dir():
+        from edgeprune.keras import saved_model
+
+        return _flat(saved_model.load(path, trust), path)
     _check_file(path)
-    config, version = _config(path)
-    if version.startswith("3."):
-        raise ModelError(
-            f"{path} was saved by Keras {version}; this version takes Keras 2 models. Rebuild it with tf_keras layers, copy the weights "
-            "(new_model.set_weights(old_model.get_weights())) and save that as .h5."
-        )
+    stored = _stored(path)
     if not trust:
-        check_config(config, str(path))
-    try:
-        model = keras.models.load_model(
-            path, compile=False, **({"safe_mode": not trust} if path.suffix == ".keras" else {})
+        check_config(stored.config, str(path))
+    guard.check_config_sizes(stored.config, path)
+    if stored.version.startswith("3."):
+        return _from_keras3(_loaded3(path, trust, stored), path, tell)
+    safe = {"safe_mode": not trust} if path.suffix == ".keras" else {}
+    with _bounded(path, stored, keras.layers.Layer):
+        model = keras.models.load_model(path, compile=False, **safe)
+    return _flat(model, path)
+
+
+def _loaded3(path: Path, trust: bool, stored: _Stored) -> Any:
+    """A Keras 3 model from a file that was checked."""
+    from edgeprune.keras import keras3
+
+    with _bounded(path, stored, keras3.keras3().layers.Layer):
+        return keras3.load(path, trust)
+
+
+@contextmanager
+def _bounded(path: Path, stored: _Stored, base: type) -> Iterator[None]:
+    """Let Keras load a model from a file that was checked: whatever it raises gets a name, whatever it takes an end."""
+    with guard.named(path), guard.deadline(stored.size, path), guard.weights(stored.weights, path, base):
+        yield
+
+
+def _from_keras3(model: Any, source: Path | str, tell: Tell | None) -> Any:
+    """The tf_keras model that computes the same; the original stays as it is."""
+    from edgeprune.keras import keras3
+
+    with guard.named(source):
+        guard.check_activations(model, source)
+        taken = keras3.convert(model)
+        dropped = ", ".join(keras3.left_out(model))
+    if dropped and tell is not None:
+        tell(
+            f"Left out of the model, since they do nothing at inference: {dropped}. Where training needs such augmentation, "
+            "augment the data."
         )
-    except Exception as error:  # Keras raises whatever it met inside: KeyError, OSError, TypeError, ValueError ...
-        raise ModelError(
-            f"{path} looks like a Keras model but cannot be loaded: {_first_line(error)} If it uses layers of your own, give it as "
-            "module:function that returns the loaded model."
-        ) from error
-    return graph.rebuild(model)
+    return taken
 
 
-def from_python(source: str) -> Any:
-    """What ``module:function`` returns: a tf_keras model.
+def _flat(model: Any, source: Path | str) -> Any:
+    """A copy of a tf_keras model in which every call is a layer's, and no layer a model."""
+    from edgeprune.keras import preparation
+
+    with guard.named(source):
+        model = graph.functional(model)
+        guard.check_activations(model, source)
+        return preparation.operations(graph.rebuild(model))
+
+
+def from_python(source: str, tell: Tell | None = None) -> Any:
+    """What ``module:function`` returns: a model of Keras 2 or 3; ``tell`` as for ``load``.
 
     Raises:
         NameUnknown: no such module or function.
@@ -98,29 +130,36 @@ def from_python(source: str) -> Any:
     """
     function = registry.attribute(source)
     try:
-        model = function() if callable(function) and not isinstance(function, keras.Model) else function
+        model = function() if callable(function) and not _is_model(function) else function
     except EdgepruneError:
         raise
     except Exception as error:
-        raise ModelError(f"{source} failed: {type(error).__name__}: {_first_line(error)}") from error
-    return take(model, source)
+        raise ModelError(f"{source} failed: {type(error).__name__}: {guard.first_line(error)}") from error
+    return take(model, source, tell)
 
 
-def take(model: Any, source: str = "the model") -> Any:
-    """A copy of a live model that shares nothing with it.
+def take(model: Any, source: str = "the model", tell: Tell | None = None) -> Any:
+    """A copy of a live model of Keras 2 or 3 that shares nothing with it; ``tell`` as for ``load``.
 
     Raises:
-        ModelError: not a tf_keras functional or built Sequential model.
+        ModelError: neither a functional nor a built Sequential model of either.
     """
     if isinstance(model, keras.Model):
-        return graph.rebuild(model)
+        return _flat(model, source)
+    if _is_model(model):
+        return _from_keras3(model, source, tell)
     kind = f"{type(model).__module__}.{type(model).__qualname__}"
-    hint = (
-        "Build it with tf_keras instead of keras (Keras 3), or save it as .h5 from Keras 2."
-        if kind.startswith("keras.")
-        else ""
+    raise ModelError(
+        f"Expected {source} to be a functional or Sequential model of keras or tf_keras, got {kind}. Give the model itself, the "
+        "path of its file, or module:function."
     )
-    raise ModelError(f"Expected {source} to be a tf_keras functional or Sequential model, got {kind}. {hint}".strip())
+
+
+def _is_model(thing: Any) -> bool:
+    """Whether something is a model of Keras 2 or 3; both can be called, like a function that makes one."""
+    from edgeprune.keras import keras3
+
+    return isinstance(thing, keras.Model) or keras3.is_model(thing)
 
 
 def save(model: Any, path: Path) -> Path:
@@ -141,106 +180,79 @@ def load_own(path: Path) -> Any:
     try:
         return keras.models.load_model(path, compile=False, safe_mode=False)
     except Exception as error:  # whatever Keras meets inside
-        raise RunFolderError(f"{path} is gone or damaged: {_first_line(error)} Build again with --force.") from error
+        raise RunFolderError(
+            f"{path} is gone or damaged: {guard.first_line(error)} Build again with --force."
+        ) from error
 
 
-def check_config(config: Any, where: str) -> None:
-    """Refuse a configuration that would make loading run code.
+class _Stored(NamedTuple):
+    """What a model file says of itself.
 
-    Raises:
-        UntrustedModel: it holds a Lambda layer, a pickled function, or a class that would have to be imported.
+    Attributes:
+        config: the model's configuration, plain JSON.
+        version: of the Keras that wrote it, "" where it does not say.
+        weights: bytes of weights in it.
+        size: bytes of the configuration.
     """
-    for entry in _dicts(config):
-        code = _code(entry)
-        if code:
-            raise UntrustedModel(
-                f"{where} {code}. If you know where the file comes from, load it with --trust; better, replace it by a layer."
-            )
 
-
-def _code(entry: dict[str, Any]) -> str | None:
-    """What of its author's choosing an entry of a configuration would run, in words; None: nothing."""
-    kind = str(entry.get("class_name", "")).rsplit(".", 1)[-1]
-    config = entry.get("config")
-    within = config if isinstance(config, dict) else {}
-    named = f" ({within['name']!r})" if "name" in within else ""
-    if kind in ("Lambda", "__lambda__") or entry.get("function_type") == "lambda":
-        return f"has a Lambda layer{named}: Python code inside the file that runs when it is loaded"
-    if kind == "function":
-        return f"calls the Python function {config!r}"
-    if kind in ("ClassMethod", "TensorFlowOpLayer"):
-        return f"has a {kind} layer{named}, which calls whatever it names in TensorFlow"
-    function = str(within.get("function"))
-    if kind in ("TFOpLambda", "SlicingOpLambda") and not TENSOR_FUNCTIONS.fullmatch(function):
-        return f"calls TensorFlow's {function!r}{named} when it is loaded, which may do more than compute"
-    module = entry.get("module")
-    if isinstance(module, str) and module.split(".")[0] not in KNOWN_MODULES:
-        return f"imports '{module}' for its class '{entry.get('class_name')}', which runs that module's code"
-    return None
-
-
-def _dicts(value: Any) -> Iterator[dict[str, Any]]:
-    """Every mapping inside a JSON value, without recursion: a hostile file may nest deeper than Python's stack."""
-    pending = [value]
-    while pending:
-        current = pending.pop()
-        if isinstance(current, dict):
-            yield current
-            pending.extend(current.values())
-        elif isinstance(current, list):
-            pending.extend(current)
+    config: Any
+    version: str
+    weights: int
+    size: int
 
 
 def _check_file(path: Path) -> None:
-    if path.is_dir():
-        raise ModelError(f"{path} is a folder. Give a .keras or .h5 file (model.save('model.h5')).")
     if not path.is_file():
-        raise ModelError(f"There is no model file '{path}'. Give the path of a .keras or .h5 file, or module:function.")
+        raise ModelError(
+            f"There is no model file '{path}'. Give the path of a .keras or .h5 file or of a SavedModel folder, or module:function."
+        )
     if path.suffix not in SUFFIXES:
         raise ModelError(
-            f"{path} does not end in {', '.join(SUFFIXES)}. Save the model as .keras or .h5 (model.save('model.h5'))."
+            f"{path} does not end in {', '.join(SUFFIXES)}. Save the model as .keras or .h5 (model.save('model.keras'))."
         )
     if path.stat().st_size == 0:
         raise ModelError(f"{path} is empty. Save the model again.")
 
 
-def _config(path: Path) -> tuple[Any, str]:
-    """The model's configuration as plain JSON, and the Keras version that wrote it ("" when it does not say)."""
+def _stored(path: Path) -> _Stored:
+    """What is in a file, with all that it declares held against all that it stores."""
     try:
         # As Keras decides it, by suffix first: one file can be a .h5 and a zip archive at once.
         zipped = path.suffix == ".keras" and zipfile.is_zipfile(path)
-        return _config_of_zip(path) if zipped else _config_of_h5(path)
+        return _in_zip(path) if zipped else _in_h5(path)
     except ModelError:
         raise
     except Exception as error:  # h5py and zipfile raise OSError, KeyError, ValueError, BadZipFile, RuntimeError ...
         raise ModelError(
-            f"{path} is damaged or not a Keras model: {_first_line(error)} Save it again, or copy it again."
+            f"{path} is damaged or not a Keras model: {guard.first_line(error)} Save it again, or copy it again."
         ) from error
 
 
-def _config_of_zip(path: Path) -> tuple[Any, str]:
+def _in_zip(path: Path) -> _Stored:
     with zipfile.ZipFile(path) as archive:
-        if archive.testzip() is not None:
-            raise ModelError(f"{path} is damaged: '{archive.testzip()}' inside it fails its checksum. Copy it again.")
-        metadata = json.loads(archive.read("metadata.json"))
-        return json.loads(archive.read("config.json")), str(metadata.get("keras_version", ""))
+        guard.check_zip(archive, path)
+        damaged = archive.testzip()
+        if damaged is not None:
+            raise ModelError(f"{path} is damaged: '{damaged}' inside it fails its checksum. Copy it again.")
+        metadata = guard.parsed(archive.read("metadata.json"), str(path))
+        text = archive.read("config.json")
+        weights = guard.archive_weights(archive, path)
+    return _Stored(guard.parsed(text, str(path)), str(metadata.get("keras_version", "")), weights, len(text))
 
 
-def _config_of_h5(path: Path) -> tuple[Any, str]:
+def _in_h5(path: Path) -> _Stored:
     import h5py
 
     with h5py.File(path, "r") as file:
         if "model_config" not in file.attrs:
             raise ModelError(
                 f"{path} holds no model configuration, only {', '.join(map(repr, file)) or 'nothing'}: perhaps it was written by "
-                "save_weights. Save the whole model: model.save('model.h5')."
+                "save_weights. Save the whole model: model.save('model.keras')."
             )
-        config, version = file.attrs["model_config"], file.attrs.get("keras_version", "")
-    text = config.decode("utf-8") if isinstance(config, bytes) else str(config)
-    return json.loads(text), version.decode() if isinstance(version, bytes) else str(version)
+        weights = guard.check_h5(file, path)
+        config, version = (_text(file.attrs.get(name, "")) for name in ("model_config", "keras_version"))
+    return _Stored(guard.parsed(config, str(path)), version, weights, len(config))
 
 
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip().splitlines()
-    line = text[0].strip() if text else type(error).__name__
-    return line if line.endswith((".", "!", "?")) else line + "."
+def _text(value: Any) -> str:
+    return value.decode("utf-8") if isinstance(value, bytes) else str(value)

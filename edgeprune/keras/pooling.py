@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from edgeprune.keras import graph, keras
+from edgeprune.keras.workshop import Rewritten
 
 
 def globalize(model: Any) -> tuple[Any, list[str]]:
@@ -22,14 +23,23 @@ def globalize(model: Any) -> tuple[Any, list[str]]:
     Returns:
         The new model and the names of the layers that were replaced; they keep their names.
     """
-    whole = {layer.name for layer in graph.functional(model).layers if _covers_everything(layer)}
+    model = graph.flatten(model)
+    rewritten, names = whole_images(model)
+    return rewritten if names else graph.rebuild(model), sorted(names)
+
+
+def whole_images(model: Any) -> Rewritten:
+    """Average pooling whose window covers the whole image -> GlobalAveragePooling2D, which keeps the axes."""
+    names = [layer.name for layer in model.layers if _covers_everything(layer)]
+    if not names:
+        return model, []
 
     def copy(layer: Any) -> Any:
-        if layer.name in whole:
+        if layer.name in names:
             return keras.layers.GlobalAveragePooling2D(keepdims=True, data_format=layer.data_format, name=layer.name)
         return graph.copy_layer(layer)
 
-    return graph.rebuild(model, copy=copy), sorted(whole)
+    return graph.rebuild(model, copy=copy), names
 
 
 def _covers_everything(layer: Any) -> bool:

@@ -1,8 +1,8 @@
 """TFMOT magnitude pruning: which layers, with which schedule, in which pattern.
 
-The wrapping, the masks and the training-time updates are TFMOT's ``prune_low_magnitude``. Two things it cannot do are
-added as visible subclasses of its own classes: an n:m pattern that is reached step by step (TFMOT lays it once, at step
-1, and ignores the schedule), and blocks in convolutions (TFMOT takes two-dimensional kernels only).
+The wrapping, the masks and the training-time updates are TFMOT's ``prune_low_magnitude``; what it cannot do are visible
+subclasses of its own classes (`edgeprune.keras.pruning_wrappers`). Which weights of a layer are kernels is the table in
+`edgeprune.keras.kernels`.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from tensorflow_model_optimization.python.core.sparsity.keras import pruning_impl, pruning_wrapper
 
 from edgeprune import files, schedules
 from edgeprune.errors import RecipeError
-from edgeprune.keras import graph, keras, tf, tfmot
+from edgeprune.keras import graph, keras, kernels, tfmot
+from edgeprune.keras.pruning_wrappers import BlockPruned, KernelsPruned, RampedNM, StepSchedule
 
 UPDATES = (
     100  # mask updates over the ramp, at most; TFMOT's default frequency of 100 steps is longer than a small stage
@@ -70,6 +70,8 @@ class LayerPlan(NamedTuple):
     Attributes:
         reason: why it is not pruned, or None when it is.
         kernel: whether it has a kernel at all; BatchNormalization, for one, has none.
+        kernels: those that are pruned; an LSTM has two.
+        left: its other kernels, each with the reason.
     """
 
     name: str
@@ -77,6 +79,8 @@ class LayerPlan(NamedTuple):
     params: int
     reason: str | None
     kernel: bool
+    kernels: tuple[kernels.Kernel, ...] = ()
+    left: tuple[str, ...] = ()
 
     @property
     def prunable(self) -> bool:
@@ -96,24 +100,44 @@ def plan(model: Any, pattern: Pattern, include: str = ".*", exclude: str | None 
         pattern: decides which shapes can carry it.
         include, exclude: regular expressions that layer names must, or must not, match in full.
     """
-    plans = []
-    for layer in graph.functional(model).layers:
-        if layer.weights:
-            reason = _reason(layer, pattern) or _name_reason(layer.name, include, exclude)
-            kernel = any(len(weight.shape) > 1 for weight in layer.weights)
-            plans.append(LayerPlan(layer.name, type(layer).__name__, int(layer.count_params()), reason, kernel))
-    return plans
+    return [_layer_plan(layer, pattern, include, exclude) for layer in graph.functional(model).layers if layer.weights]
 
 
-def _reason(layer: Any, pattern: Pattern) -> str | None:
-    """Why a layer cannot carry the pattern, or None."""
-    if isinstance(layer, keras.layers.DepthwiseConv2D):
+def _layer_plan(layer: Any, pattern: Pattern, include: str, exclude: str | None) -> LayerPlan:
+    reasons = [(kernel, _kernel_reason(kernel, layer, pattern)) for kernel in kernels.of(layer)]
+    able = tuple(kernel for kernel, why in reasons if why is None)
+    unable = [(kernel, why) for kernel, why in reasons if why is not None]
+    reason = _kind_reason(layer) or (unable[0][1] if unable and not able else None)
+    reason = reason or _name_reason(layer.name, include, exclude)
+    return LayerPlan(
+        name=layer.name,
+        kind=type(layer).__name__,
+        params=int(layer.count_params()),
+        reason=reason,
+        kernel=any(len(weight.shape) > 1 for weight in layer.weights),
+        kernels=() if reason else able,
+        left=() if reason else tuple(f"{kernel.name or 'kernel'}: {why}" for kernel, why in unable),
+    )
+
+
+def _kind_reason(layer: Any) -> str | None:
+    """Why no kernel of such a layer can be pruned, or None."""
+    if isinstance(layer, (keras.layers.DepthwiseConv2D, keras.layers.DepthwiseConv1D)):
         return "depthwise: each filter sees one channel, so there are too few weights to choose from"
-    if type(layer) not in (keras.layers.Conv2D, keras.layers.Dense):
+    if isinstance(layer, (keras.layers.EinsumDense, keras.layers.MultiHeadAttention)):
+        return f"{type(layer).__name__}: which axis of its kernels is the inputs depends on an equation"
+    if not kernels.of(layer):
         return f"{type(layer).__name__} has no kernel that is pruned"
-    if getattr(layer, "groups", 1) != 1:
-        return "grouped convolution"
-    inputs, outputs = layer.kernel.shape[-2:]
+    return "grouped convolution" if getattr(layer, "groups", 1) != 1 else None
+
+
+def _kernel_reason(kernel: kernels.Kernel, layer: Any, pattern: Pattern) -> str | None:
+    """Why a kernel cannot carry the pattern, or None."""
+    if kernel.table and pattern.granularity != "weight":
+        return (
+            f"a table of {type(layer).__name__} has rows, not input channels, that the pattern {pattern} could follow"
+        )
+    inputs, outputs = kernel.sides(layer)
     if pattern.granularity == "n:m" and inputs % pattern.m:
         return f"{inputs} input channels, not divisible by {pattern.m}"
     if pattern.granularity == "block" and (inputs % pattern.block[0] or outputs % pattern.block[1]):
@@ -141,7 +165,7 @@ def wrap(model: Any, plans: list[LayerPlan], pattern: Pattern, ramp: Ramp, steps
     Raises:
         RecipeError: no layer is left to prune.
     """
-    chosen = {entry.name for entry in plans if entry.prunable}
+    chosen = {entry.name: entry.kernels for entry in plans if entry.prunable}
     if not chosen:
         why = "; ".join(f"{entry.name}: {entry.reason}" for entry in plans) or "it has no layer with weights"
         raise RecipeError(
@@ -151,22 +175,19 @@ def wrap(model: Any, plans: list[LayerPlan], pattern: Pattern, ramp: Ramp, steps
 
     def copy(layer: Any) -> Any:
         fresh = graph.copy_layer(layer)
-        return _wrapper(fresh, pattern, ramp, schedule) if layer.name in chosen else fresh
+        return _wrapper(fresh, chosen[layer.name], pattern, ramp, schedule) if layer.name in chosen else fresh
 
     return graph.rebuild(model, copy=copy)
 
 
-def _wrapper(layer: Any, pattern: Pattern, ramp: Ramp, schedule: Any) -> Any:
+def _wrapper(layer: Any, chosen: tuple[kernels.Kernel, ...], pattern: Pattern, ramp: Ramp, schedule: Any) -> Any:
     if pattern.granularity == "n:m":
         zeros = (pattern.m - pattern.n, pattern.m)  # TFMOT counts zeros: its (2, 4) is 2 zeros of 4
-        if ramp.schedule == "steps":
-            return RampedNM(layer, pruning_schedule=schedule, sparsity_m_by_n=zeros)
-        return tfmot.sparsity.keras.prune_low_magnitude(layer, pruning_schedule=schedule, sparsity_m_by_n=zeros)
+        kind = RampedNM if ramp.schedule == "steps" else KernelsPruned
+        return kind(layer, chosen, pruning_schedule=schedule, sparsity_m_by_n=zeros)
     if pattern.granularity == "block":
-        return BlockPruned(
-            layer, pruning_schedule=schedule, block_size=pattern.block, block_pooling_type=pattern.pooling
-        )
-    return tfmot.sparsity.keras.prune_low_magnitude(layer, pruning_schedule=schedule)
+        return BlockPruned(layer, chosen, pattern.block, pruning_schedule=schedule, block_pooling_type=pattern.pooling)
+    return KernelsPruned(layer, chosen, pruning_schedule=schedule)
 
 
 def tfmot_schedule(ramp: Ramp, steps: int, pattern: Pattern) -> Any:
@@ -205,11 +226,15 @@ def schedule_function(ramp: Ramp, pattern: Pattern) -> schedules.Schedule:
 
 
 def masks(model: Any) -> dict[str, np.ndarray]:
-    """Layer name -> boolean kernel mask (True = kept), in Keras' kernel layout, of a wrapped model."""
+    """Boolean masks (True = kept) of a wrapped model's kernels, in Keras' layouts, by the names of ``kernels.key``.
+
+    A layer's main kernel goes by the layer's name, another by ``layer:kernel``.
+    """
     return {
-        layer.layer.name: layer.pruning_vars[0][1].numpy().astype(bool)
+        kernels.key(layer.layer.name, kernel): mask.numpy().astype(bool)
         for layer in model.layers
-        if isinstance(layer, pruning_wrapper.PruneLowMagnitude)
+        if isinstance(layer, KernelsPruned)
+        for kernel, (_, mask, _) in zip(layer.kernels, layer.pruning_vars, strict=True)
     }
 
 
@@ -221,13 +246,13 @@ def strip(model: Any) -> Any:
     final = masks(model)
     plain = graph.rebuild(tfmot.sparsity.keras.strip_pruning(model))
     for name, mask in final.items():
-        kernel = plain.get_layer(name).kernel
+        kernel = kernels.find(plain, name)
         kernel.assign(np.where(mask, kernel.numpy(), 0.0))
     return plain
 
 
 def save_masks(final: dict[str, np.ndarray], path: Path) -> Path:
-    """Masks as one ``.npz``: layer name -> boolean array in Keras' kernel layout, True = kept."""
+    """Masks as one ``.npz``: names as in ``masks`` -> boolean array in Keras' kernel layout, True = kept."""
     buffer = io.BytesIO()
     np.savez_compressed(buffer, allow_pickle=False, **final)
     files.write_bytes_atomic(path, buffer.getvalue())
@@ -238,90 +263,3 @@ def load_masks(path: Path) -> dict[str, np.ndarray]:
     """What ``save_masks`` wrote."""
     with np.load(path, allow_pickle=False) as saved:
         return {name: saved[name] for name in saved.files}
-
-
-class StepSchedule(tfmot.sparsity.keras.PruningSchedule):
-    """``schedules.steps`` for TFMOT: one more zero per block in even steps between two training steps."""
-
-    def __init__(self, final_zeros: int, of: int, begin_step: int, end_step: int, frequency: int) -> None:
-        self.final_zeros, self.of, self.begin_step, self.end_step, self.frequency = (
-            final_zeros,
-            of,
-            begin_step,
-            end_step,
-            frequency,
-        )
-
-    def __call__(self, step: Any) -> tuple[Any, Any]:
-        share = tf.cast(step - self.begin_step, tf.float32) / float(max(self.end_step - self.begin_step, 1))
-        part = tf.floor(self.final_zeros * tf.clip_by_value(share, 0.0, 1.0)) + 1.0
-        sparsity = tf.minimum(part, float(self.final_zeros)) / float(self.of)
-        return self._should_prune_in_step(step, self.begin_step, self.end_step, self.frequency), sparsity
-
-    def get_config(self) -> dict[str, Any]:
-        keys = ("final_zeros", "of", "begin_step", "end_step", "frequency")
-        return {"class_name": type(self).__name__, "config": {key: getattr(self, key) for key in keys}}
-
-
-class _RampedNMImpl(pruning_impl.Pruning):
-    """TFMOT's mask arithmetic with as many zeros per block as the schedule says at this step."""
-
-    def __init__(self, zeros: tuple[int, int], **keywords: Any) -> None:
-        # Without sparsity_m_by_n TFMOT asks the schedule when to update, as it does for unstructured pruning.
-        super().__init__(sparsity_m_by_n=None, **keywords)
-        self._zeros = zeros
-
-    def _maybe_update_block_mask(self, weights: Any) -> tuple[Any, Any]:
-        final, of = self._zeros
-        sparsity = self._pruning_schedule(self._step_fn())[1]
-        zeros = tf.cast(tf.round(sparsity * of), tf.int32)
-        branches = [
-            lambda count=count: self._update_mask_sparsity_m_by_n(weights, (count, of)) for count in range(1, final + 1)
-        ]
-        mask = tf.switch_case(tf.clip_by_value(zeros, 1, final) - 1, branches)
-        return tf.constant(0.0, weights.dtype), mask
-
-
-class RampedNM(pruning_wrapper.PruneLowMagnitude):
-    """``prune_low_magnitude`` with an n:m pattern that follows its schedule: 4:4 -> 3:4 -> 2:4."""
-
-    def build(self, input_shape: Any) -> None:
-        super().build(input_shape)
-        self.pruning_obj = _RampedNMImpl(
-            self.sparsity_m_by_n,
-            training_step_fn=lambda: self.pruning_step,
-            pruning_vars=self.pruning_vars,
-            pruning_schedule=self.pruning_schedule,
-            block_size=self.block_size,
-            block_pooling_type=self.block_pooling_type,
-        )
-
-
-class _BlockImpl(pruning_impl.Pruning):
-    """TFMOT's block masks over kernels of any rank, seen as (everything but output channels, output channels)."""
-
-    def _validate_block(self) -> None:
-        """Any rank is seen as two-dimensional; ``plan`` has checked that the blocks fit."""
-
-    def _maybe_update_block_mask(self, weights: Any) -> tuple[Any, Any]:
-        rows = tf.reshape(weights, [-1, weights.shape[-1]])
-        threshold, mask = super()._maybe_update_block_mask(rows)
-        return threshold, tf.reshape(mask, weights.shape)
-
-
-class BlockPruned(pruning_wrapper.PruneLowMagnitude):
-    """``prune_low_magnitude`` with blocks of (input channels, output channels), in convolutions too."""
-
-    def __init__(self, layer: Any, block_size: tuple[int, int] = (1, 1), **keywords: Any) -> None:
-        super().__init__(layer, block_size=(1, 1), **keywords)  # or TFMOT refuses the kernel's rank
-        self._blocks = block_size
-
-    def build(self, input_shape: Any) -> None:
-        super().build(input_shape)
-        self.pruning_obj = _BlockImpl(
-            training_step_fn=lambda: self.pruning_step,
-            pruning_vars=self.pruning_vars,
-            pruning_schedule=self.pruning_schedule,
-            block_size=self._blocks,
-            block_pooling_type=self.block_pooling_type,
-        )

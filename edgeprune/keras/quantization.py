@@ -1,242 +1,158 @@
-"""TFMOT quantization-aware training that keeps the zeros and starts from the data's ranges.
+"""Quantization-aware training that keeps the zeros, starts from the data's ranges, and stops at no layer.
 
-The fake-quantized model is TFMOT's: ``quantize_annotate_model``, ``quantize_apply``, its 8-bit scheme, and the
-prune-preserving quantizers of its collaborative optimization (PQAT). Three corrections are made where that scheme goes
-silently wrong:
+Wrappers and quantizers are TFMOT's. What they wrap is decided by `quantization_plan` on the graph itself, because TFMOT's
+own way from model to fake-quantized model (``quantize_apply``)
 
-- A Conv2D, DepthwiseConv2D or Dense followed by a separate ReLU layer loses its *weight* quantizer, and with it the
-  sparsity mask, because TFMOT turns the whole layer's configuration off where only its output quantizer must go.
-- Activation observers start at ±6 and move by a thousandth of each batch; a short run never reaches the data's ranges.
-  They are set from calibration data before the first step.
-- Average pooling gets an output observer of its own, but the runtime's kernel needs equal scales in and out.
+- refuses the whole model for one layer that is not on its list;
+- takes the *weight* quantizer, and with it the sparsity mask, from a Conv2D, DepthwiseConv2D or Dense that a separate
+  ReLU layer follows, where only the output's must go;
+- gives average pooling an observer of its own, although the runtime's kernel needs equal scales in and out;
+- leaves a pruned Conv2DTranspose without a mask;
+- searches the whole model again after each replaced layer: minutes for a network of 800 layers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 from typing import Any
-from unittest import mock
 
 import numpy as np
-from tensorflow_model_optimization.python.core.quantization.keras import (
-    quantize_aware_activation,
-    quantize_layer,
-    quantize_wrapper,
-)
-from tensorflow_model_optimization.python.core.quantization.keras import utils as tfmot_utils
-from tensorflow_model_optimization.python.core.quantization.keras.collab_opts.prune_preserve import (
-    prune_preserve_quantize_registry,
-)
-from tensorflow_model_optimization.python.core.quantization.keras.default_8bit import (
-    default_8bit_quantize_configs,
-    default_8bit_quantize_layout_transform,
-    default_8bit_quantize_registry,
-    default_8bit_quantize_scheme,
-    default_8bit_transforms,
-)
-from tensorflow_model_optimization.python.core.quantization.keras.graph_transformations import model_transformer
 
-from edgeprune.keras import graph, keras, tf, tfmot
+from edgeprune.errors import ConversionError
+from edgeprune.keras import graph, keras, tf
+from edgeprune.keras.quantization_configs import SameScale, ZeroPreserving, input_layer, wrap
+from edgeprune.keras.quantization_plan import Decision, LayerQuantization, Row, decide, plan, post_training, trainable
+from edgeprune.keras.quantization_ranges import calibrate, is_fixed, ranges, widen
 
-# These pass their input's scale on; an observer of their own would break the kernel's equal-scale rule.
-SAME_SCALE = (keras.layers.AveragePooling1D, keras.layers.AveragePooling2D)
-# Kernels whose zeros the prune-preserving quantizers keep.
-PRESERVED = (keras.layers.Conv2D, keras.layers.Dense)
+__all__ = ["LayerQuantization", "calibrate", "plan", "post_training", "quantize", "trainable", "unquantized", "widen"]
+
+# Their kernels compute new values, and round them to the scale of their input.
+ROUNDING = (keras.layers.AveragePooling1D, keras.layers.AveragePooling2D)
 
 
-def unsupported(model: Any) -> dict[str, str]:
-    """Layers that TFMOT's 8-bit quantization-aware training cannot take: name -> what they are. Empty: all can be trained."""
-    registry = Registry(preserve=False)
-    return {
-        layer.name: type(layer).__name__
-        for layer in graph.functional(model).layers
-        if not isinstance(layer, keras.layers.InputLayer) and not _fused(layer, model) and not registry.supports(layer)
-    }
-
-
-def _fused(layer: Any, model: Any) -> bool:
-    """BatchNormalization right behind a convolution is folded by TFMOT's own transforms."""
-    if not isinstance(layer, keras.layers.BatchNormalization):
-        return False
-    makers = graph.producers(model)
-    maker = makers.get(str(layer.inbound_nodes[0].flat_input_ids[0]))
-    return maker is not None and isinstance(
-        maker.layer, (keras.layers.Conv2D, keras.layers.DepthwiseConv2D, keras.layers.Conv2DTranspose)
-    )
-
-
-def quantize(model: Any, preserve: bool) -> Any:
-    """The fake-quantized model, its weights those of ``model``.
+def quantize(model: Any, preserve: bool, skip: Collection[str] = ()) -> Any:
+    """The fake-quantized model, its weights those of ``model``; layers that `plan` leaves to post-training stay float in it.
 
     Args:
         model: functional float model without pruning wrappers; not changed.
         preserve: keep every weight that is zero now at zero while training (PQAT). The mask is taken from the weights
-            themselves, so a resumed run must call this on the *pruned* model and load its weights afterwards.
+            themselves, so a resumed run must call this on the *pruned* model and load its weights afterwards. A layer
+            that stays float has no mask: if it holds zeros, it is not trained.
+        skip: names of layers to leave to post-training ranges.
     """
-    annotated = tfmot.quantization.keras.quantize_annotate_model(graph.rebuild(model))
-    with tfmot.quantization.keras.quantize_scope():
-        return tfmot.quantization.keras.quantize_apply(annotated, Scheme(preserve))
+    model = graph.functional(model)
+    decisions = decide(model, skip)
+    made: dict[str, Any] = {}
+    inputs = _Inputs(model, decisions)
+
+    def rewrite(call: graph.Call) -> Any:
+        if call.layer.name not in made:  # once, so that shared layers stay shared
+            made[call.layer.name] = _layer(call, decisions[call.layer.name].row, preserve)
+        arguments, keywords = tf.nest.map_structure(inputs.quantized, (call.args, call.kwargs))
+        outputs = made[call.layer.name](*arguments, **keywords)
+        if decisions[call.layer.name].row is not None and isinstance(call.layer, ROUNDING):
+            return _rounded(outputs, call, arguments[0])
+        return outputs
+
+    return graph.rebuild(model, rewrite)
 
 
-def calibrate(model: Any, batches: Iterable[np.ndarray]) -> int:
-    """Set every activation observer to the smallest and largest value it sees in the data, and every weight range.
+def _rounded(outputs: Any, call: graph.Call, given: Any) -> Any:
+    """What a kernel makes of its results that has to keep its input's scale; as it is where that scale is not known."""
+    found = _range_of(given)
+    if found is None:
+        return outputs
+    place = call.layer._inbound_nodes.index(call.node)
+    name = f"rounded_{call.layer.name}" + (f"_{place}" if place else "")
+    return SameScale(*found, name=name)(outputs)
 
-    Dropout and BatchNormalization stay in inference mode while the batches pass.
+
+def _range_of(tensor: Any) -> tuple[Any, Any] | None:
+    """The variables of the range that a tensor's own layer observes.
+
+    What a layer only passes on is left: the converter keeps what else reads such a tensor in float, if one of its readers
+    says the range once more.
+    """
+    layer = tensor._keras_history.layer
+    observed = ranges(layer)
+    return observed[-1] if observed and not is_fixed(layer) else None  # a fixed one is observed before its activation
+
+
+def unquantized(quantized: Any, prepared: Any) -> Any:
+    """The float model with what was trained in the fake-quantized one: to be quantized after training.
 
     Args:
-        model: from ``quantize``; changed in place.
-        batches: model inputs, float32, from the calibration split.
+        quantized: from ``quantize``, trained.
+        prepared: the model it was made of; not changed.
 
     Returns:
-        How many samples were seen.
+        A copy of ``prepared`` with the trained weights and BatchNormalization statistics. What `quantize` was told to keep
+        at zero is exactly zero.
+
+    Raises:
+        ConversionError: the two are not of the same origin.
     """
-    frozen = [
-        layer
-        for layer in model._flatten_layers()
-        if isinstance(layer, (keras.layers.BatchNormalization, keras.layers.Dropout))
+    values = {variable.name: variable.numpy() for variable in quantized.variables}
+    for name, mask in _masks(quantized).items():
+        values[name] = values[name] * mask
+    result = graph.rebuild(prepared)
+    for layer in result.layers:
+        names = [variable.name for variable in layer.weights]
+        missing = [name for name in names if name not in values]
+        if missing:
+            raise ConversionError(
+                f"The fake-quantized model has no {', '.join(missing)}. Expected the model that quantize() made of "
+                f"'{prepared.name}'."
+            )
+        layer.set_weights([values[name] for name in names])
+    return result
+
+
+def _masks(quantized: Any) -> dict[str, np.ndarray]:
+    """Variable name -> 1 where it may differ from zero."""
+    kept = [
+        (weight.name, quantizer.mask.numpy())
+        for layer in quantized.layers
+        for weight, quantizer, _ in getattr(layer, "_weight_vars", [])
+        if isinstance(quantizer, ZeroPreserving)
     ]
-    trainable, rates = [layer.trainable for layer in frozen], {}
-    seen = 0
-    with _observing(model):
-        try:
-            for layer in frozen:
-                layer.trainable = False
-                if isinstance(layer, keras.layers.Dropout):
-                    rates[layer], layer.rate = layer.rate, 0.0
-            for batch in batches:
-                model(batch, training=True)
-                seen += len(batch)
-        finally:
-            for layer, value in zip(frozen, trainable, strict=True):
-                layer.trainable = value
-            for layer, rate in rates.items():
-                layer.rate = rate
-    return seen
+    return dict(kept)
 
 
-class _RangeObserver:
-    """Stands in for a moving-average quantizer: widens its range variables to the values seen and passes them through."""
-
-    def __init__(self) -> None:
-        self._started: set[int] = set()
-
-    def __call__(self, inputs: Any, training: bool, weights: dict[str, Any], **_: Any) -> Any:
-        low, high = weights["min_var"], weights["max_var"]
-        smallest = tf.minimum(tf.reduce_min(inputs), 0.0)  # the range must hold 0, which padding needs exactly
-        largest = tf.maximum(tf.reduce_max(inputs), 0.0)
-        if id(low) in self._started:
-            smallest, largest = tf.minimum(smallest, low), tf.maximum(largest, high)
-        self._started.add(id(low))
-        low.assign(smallest)
-        high.assign(largest)
-        return inputs
+def _layer(call: graph.Call, row: Row | None, preserve: bool) -> Any:
+    """A copy of a layer with its weights, fake-quantized as the row says."""
+    layer, copy = call.layer, graph.copy_layer(call.layer)
+    copy(*call.args, **call.kwargs)  # builds it under its own name
+    copy.set_weights(layer.get_weights())
+    if row is not None:
+        return wrap(copy, row, preserve)
+    if preserve and any(weight.ndim > 1 and not weight.all() for weight in layer.get_weights()):
+        copy.trainable = False
+    return copy
 
 
-@contextmanager
-def _observing(model: Any) -> Iterator[None]:
-    """Put observers in the place of all activation quantizers, and the quantizers back afterwards."""
-    observer = _RangeObserver()
-    activations: list[tuple[Any, Any]] = []
-    outputs: list[tuple[Any, Any]] = []
-    inputs: list[tuple[Any, Any]] = []
-    for layer in model.layers:
-        if isinstance(layer, quantize_layer.QuantizeLayer):
-            inputs.append((layer, layer.quantizer))
-            layer.quantizer = observer
-        if isinstance(layer, quantize_wrapper.QuantizeWrapper):
-            for activation in layer._quantize_activations:
-                activations.append((activation, activation.quantizer))
-                activation.quantizer = observer
-            if layer._output_quantizers:
-                outputs.append((layer, layer._output_quantizers))
-                layer._output_quantizers = [observer]
-    try:
-        yield
-    finally:
-        for owner, quantizer in [*activations, *inputs]:
-            owner.quantizer = quantizer
-        for owner, quantizers in outputs:
-            owner._output_quantizers = quantizers
+class _Inputs:
+    """The model's inputs behind fake quantizers of their own, where a carried layer reads them."""
 
-
-class Registry(default_8bit_quantize_registry.Default8BitQuantizeRegistry):
-    """TFMOT's 8-bit registry, with its prune-preserving configuration for the kernels that have one."""
-
-    def __init__(self, preserve: bool) -> None:
-        super().__init__()
-        self._preserving = (
-            prune_preserve_quantize_registry.Default8bitPrunePreserveQuantizeRegistry() if preserve else None
-        )
-
-    def get_quantize_config(self, layer: Any) -> Any:
-        if isinstance(layer, SAME_SCALE):
-            return default_8bit_quantize_configs.NoOpQuantizeConfig()
-        if self._preserving and type(layer) in PRESERVED:
-            return self._preserving.get_quantize_config(layer)
-        return super().get_quantize_config(layer)
-
-
-class _KeepsWeights:
-    """The correction itself: of the layer before a ReLU only the output loses its quantizer.
-
-    An Add has no weights, so there TFMOT's own replacement is right.
-    """
-
-    def replacement(self, match_layer: Any) -> Any:
-        before = match_layer.input_layers[0]
-        if before.layer["class_name"] == "Add":
-            return super().replacement(match_layer)  # type: ignore[misc]
-        none = quantize_aware_activation.NoOpActivation()
-        before.layer["config"]["activation"] = tfmot_utils.serialize_activation(none, use_legacy_format=True)
-        return match_layer
-
-    def custom_objects(self) -> dict[str, Any]:
-        return {
-            "NoOpQuantizeConfig": default_8bit_quantize_configs.NoOpQuantizeConfig,
-            "NoOpActivation": quantize_aware_activation.NoOpActivation,
+    def __init__(self, model: Any, decisions: dict[str, Decision]) -> None:
+        carried = {
+            str(tensor)
+            for node in graph.nodes(model)
+            if decisions[node.layer.name].row is not None
+            for tensor in node.flat_input_ids
         }
+        self._wanted = {
+            name
+            for tensor, name in zip(model.inputs, model.input_names, strict=True)
+            if str(id(tensor)) in carried and tensor.dtype.is_floating
+        }
+        self._made: dict[str, Any] = {}
 
-
-class LayerReLU(_KeepsWeights, default_8bit_transforms.LayerReLUQuantize):
-    """``LayerReLUQuantize`` for a ReLU layer."""
-
-
-class LayerReluActivation(_KeepsWeights, default_8bit_transforms.LayerReluActivationQuantize):
-    """``LayerReluActivationQuantize`` for Activation("relu")."""
-
-
-REPLACED: dict[Any, Any] = {
-    default_8bit_transforms.LayerReLUQuantize: LayerReLU,
-    default_8bit_transforms.LayerReluActivationQuantize: LayerReluActivation,
-}
-
-
-class _Transformer(model_transformer.ModelTransformer):
-    """TFMOT's transformer, given its own list of transforms with the two ReLU ones replaced."""
-
-    def __init__(self, model: Any, transforms: list[Any], *rest: Any) -> None:
-        super().__init__(model, [REPLACED.get(type(transform), type(transform))() for transform in transforms], *rest)
-
-
-class _Layout(default_8bit_quantize_layout_transform.Default8BitQuantizeLayoutTransform):
-    """TFMOT's own layout step with the two ReLU transforms replaced."""
-
-    def apply(self, model: Any, layer_quantize_map: dict[str, Any]) -> Any:
-        """TFMOT makes its list inside ``apply``, so the replacement happens where it hands the list over."""
-        with mock.patch.object(model_transformer, "ModelTransformer", _Transformer):
-            return super().apply(model, layer_quantize_map)
-
-
-class Scheme(default_8bit_quantize_scheme.Default8BitQuantizeScheme):
-    """TFMOT's 8-bit scheme with the corrected registry and layout."""
-
-    def __init__(self, preserve: bool) -> None:
-        super().__init__()
-        self._preserve = preserve
-
-    def get_layout_transformer(self) -> Any:
-        return _Layout()
-
-    def get_quantize_registry(self) -> Any:
-        return Registry(self._preserve)
+    def quantized(self, value: Any) -> Any:
+        """An argument of a call, with the quantized input in the place of a plain one."""
+        layer = getattr(getattr(value, "_keras_history", None), "layer", None)
+        if not isinstance(layer, keras.layers.InputLayer) or layer.name not in self._wanted:
+            return value
+        if layer.name not in self._made:
+            self._made[layer.name] = input_layer(f"quantize_{layer.name}")(value)
+        return self._made[layer.name]

@@ -12,14 +12,15 @@ import json
 import math
 import time
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from edgeprune import files
+from edgeprune import columns, files
 from edgeprune.data import Split
+from edgeprune.data_options import Task
 from edgeprune.errors import DataError, RunFolderError
 from edgeprune.keras import feeding, keras, tf
 from edgeprune.pipeline import State
@@ -35,38 +36,53 @@ Epoch = dict[str, float]
 
 
 class Objective(NamedTuple):
-    """What training minimizes and what is shown while it does."""
+    """What training minimizes and what is shown while it does.
+
+    Attributes:
+        loss: of the output; of several, one each, whose sum is minimized.
+        metric: ``accuracy`` or ``mae``; of several outputs, one each.
+    """
 
     loss: Any
-    metric: str
+    metric: Any
 
 
-def objective(model: Any, task: str) -> Objective:
-    """The loss that fits the task and the model's last activation.
+def objective(model: Any, task: Task | Mapping[str, Task]) -> Objective:
+    """The loss that fits the task and the activation before each of the model's outputs.
 
     Classification with k scores: cross-entropy, from logits unless the outputs are a softmax; with one output: binary
-    cross-entropy, from a logit unless it is a sigmoid. Regression: mean squared error.
+    cross-entropy, from a logit unless it is a sigmoid. Where every pixel or step has a class, the mean over them.
+    Regression: mean squared error. Several outputs: the sum of their losses.
 
-    Raises:
-        DataError: the model has several outputs.
+    Args:
+        model: functional.
+        task: of the output; of several outputs (``Data.tasks``) each, in the model's order.
     """
-    if len(model.outputs) != 1:
-        raise DataError(
-            f"The model '{model.name}' has {len(model.outputs)} outputs; training takes models with one output."
-        )
+    tasks = [task] * len(model.outputs) if isinstance(task, str) else list(task.values())
+    each = [_objective(output, kind) for output, kind in zip(model.outputs, tasks, strict=True)]
+    if len(each) == 1:
+        return each[0]
+    return Objective([goal.loss for goal in each], [goal.metric for goal in each])
+
+
+def _objective(output: Any, task: Task) -> Objective:
     if task == "regression":
         return Objective(keras.losses.MeanSquaredError(), "mae")
-    last = _last_activation(model)
-    if model.outputs[0].shape[-1] == 1:
+    last = _last_activation(output)
+    if output.shape[-1] == 1:
         return Objective(keras.losses.BinaryCrossentropy(from_logits=last != "sigmoid"), "accuracy")
     return Objective(keras.losses.SparseCategoricalCrossentropy(from_logits=last != "softmax"), "accuracy")
 
 
-def _last_activation(model: Any) -> str:
-    layer = model.outputs[0]._keras_history.layer
+def _last_activation(output: Any) -> str:
+    """The activation before an output; a Reshape after it changes no number."""
+    layer = output._keras_history.layer
+    while isinstance(layer, (keras.layers.Reshape, keras.layers.Flatten)):
+        layer = layer.inbound_nodes[0].parent_nodes[0].layer
     if isinstance(layer, keras.layers.Softmax):
         return "softmax"
-    return str(keras.activations.serialize(layer.activation)) if hasattr(layer, "activation") else "linear"
+    inner = getattr(layer, "layer", layer)  # of TimeDistributed
+    return str(keras.activations.serialize(inner.activation)) if hasattr(inner, "activation") else "linear"
 
 
 def start(seed: int) -> None:
@@ -109,9 +125,10 @@ def fit(
         return []
     data, steps = state.run.data, steps_per_epoch(state.run.data.train, options)
     optimizer = _optimizer(options, steps)
-    metrics = ["accuracy" if goal.metric == "accuracy" else keras.metrics.MeanAbsoluteError(name=goal.metric)]
-    model.compile(optimizer, goal.loss, metrics=metrics, steps_per_execution=min(STEPS_PER_CALL, steps))
+    names, model.output_names = model.output_names, _names(model, data.train)  # which compile hands to Keras' metrics
+    model.compile(optimizer, goal.loss, metrics=_metrics(goal.metric), steps_per_execution=min(STEPS_PER_CALL, steps))
     optimizer.build(model.trainable_variables)
+    _create_metrics(model, data.train)
     history = _restore(model, state.workspace / CHECKPOINT)
     if len(history) < options.epochs:
         seed = state.run.seed + 1_000_003 * sum(state.label.encode())  # stages do not repeat each other's order
@@ -124,13 +141,43 @@ def fit(
             verbose=0,
             callbacks=[*callbacks, _Epochs(state, options, steps, history, sparsity, seed)],
         )
+    model.output_names = names
     return history
 
 
-def outputs(model: Any, split: Split, batch_size: int = 256) -> np.ndarray:
-    """The model's outputs for a split, shape (n, ...), float32, in order."""
-    predict = tf.function(lambda x: model(x, training=False), reduce_retracing=True)
-    return np.concatenate([predict(x).numpy() for x, _ in feeding.ordered(split, batch_size)])
+def _create_metrics(model: Any, split: Split) -> None:
+    """Have loss and metrics make their variables now.
+
+    They would at their first use, inside the compiled training function, and TensorFlow traces a function again that made
+    variables: seconds for a small network, a minute for a large one.
+    """
+    x, y = next(iter(feeding.ordered(split.select(np.zeros(1, np.int64)))))
+    nothing = tf.nest.map_structure(
+        lambda output: tf.zeros((1, *output.shape[1:]), output.dtype), model._nested_outputs
+    )
+    model.compute_loss(x, y, nothing)
+    model.compute_metrics(x, y, nothing, None)
+    model.reset_metrics()
+
+
+def _names(model: Any, split: Split) -> list[str]:
+    """What the history calls the outputs: of several as y does, since a wrapper or a quantizer renames the layers."""
+    return list(columns.named(split.y)) if len(model.outputs) > 1 else list(model.output_names)
+
+
+def _metrics(words: Any) -> list[Any]:
+    """What Keras is told to show: one list for one output, a list of lists for several."""
+    if isinstance(words, list):
+        return [_metrics(word) for word in words]
+    return ["accuracy" if words == "accuracy" else keras.metrics.MeanAbsoluteError(name=words)]
+
+
+def outputs(model: Any, split: Split, batch_size: int = 256) -> Any:
+    """The model's outputs for a split, (n, ...) float32, in order; of several outputs by the names that y has."""
+    predict = tf.function(lambda x: tf.nest.flatten(model(x, training=False)), reduce_retracing=True)
+    parts = [[part.numpy() for part in predict(x)] for x, _ in feeding.ordered(split, batch_size)]
+    whole = [np.concatenate(pieces) for pieces in zip(*parts, strict=True)]
+    return columns.unnamed(dict(zip(columns.named(split.y), whole, strict=True)))
 
 
 def _optimizer(options: FitOptions, steps: int) -> Any:

@@ -1,0 +1,87 @@
+"""What the commands share: exit codes, options, and the ways to print."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+DONE, NAMED_ERROR, UNEXPECTED, BUDGET_MISSED, INTERRUPTED = 0, 1, 3, 4, 130
+
+
+def say(message: str, code: int) -> int:
+    """Print to standard error; hands the exit code on."""
+    click.echo(message, err=True)
+    return code
+
+
+def console() -> Console:
+    """Standard output; where it is no terminal, wide enough that tables are not folded."""
+    from rich.console import Console
+
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+
+
+def print_json(data: Any) -> None:
+    """Plain data to standard output."""
+    click.echo(json.dumps(data, indent=2, ensure_ascii=False))
+
+
+def show(data: Any, as_json: bool, draw: Callable[[Any], RenderableType]) -> None:
+    """Print plain data as JSON, or as ``draw`` draws it."""
+    print_json(data) if as_json else console().print(draw(data))
+
+
+def members(family: str) -> Callable[..., list[str]]:
+    """Shell completion with a family's names."""
+
+    def complete(_context: click.Context, _parameter: click.Parameter, begun: str) -> list[str]:
+        from edgeprune import registry
+
+        return [name for name in registry.names(family) if name.startswith(begun)]
+
+    return complete
+
+
+def overrides(_context: click.Context, _parameter: click.Parameter, words: Sequence[str]) -> dict[str, Any]:
+    """``("stages.prune.final=0.6",)`` -> ``{"stages.prune.final": 0.6}``."""
+    from edgeprune import yaml_files
+
+    pairs = [word.partition("=") for word in words]
+    for (key, equals, _), word in zip(pairs, words, strict=True):
+        if not equals or not key:
+            raise click.BadParameter(f"'{word}' is not KEY=VALUE, such as stages.prune.final=0.6.")
+    return {key: yaml_files.scalar(value) for key, _, value in pairs}
+
+
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON to standard output.")
+board = click.option("--board", metavar="USER@HOST", help="Run on this board (ssh), not on the emulator.")
+trust = click.option("--trust", is_flag=True, help="Load a model that holds code of its author's (Lambda layers).")
+target_help = "Where it will run: a name of `edgeprune list targets`, or a .yaml file."
+target_or_rpi4 = click.option(
+    "--target",
+    metavar="TARGET",
+    default="rpi4",
+    show_default=True,
+    shell_complete=members("targets"),
+    help=target_help,
+)
+recipe_help = "How: a name of `edgeprune list recipes`, or a .yaml file."
+data_help = ".npz, image folder, keras:name, tfds:name, or module:function."
+
+
+class WithRecipe(click.Command):
+    """A command whose help ends with the example recipe."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        from edgeprune.recipe import EXAMPLE
+
+        super().format_epilog(ctx, formatter)
+        with formatter.section("A recipe"):
+            formatter.write("".join(f"  {line}\n" for line in EXAMPLE.splitlines()))

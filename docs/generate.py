@@ -24,6 +24,7 @@ from edgeprune import catalogue, cli, files, recipe, registry, target
 from edgeprune.data_options import DataOptions, PreprocessOptions
 
 DOCS = Path(__file__).parent
+RESULTS = DOCS.parent / "benchmarks" / "results"
 WIDTH = 100  # of help texts, characters
 BLOCK = re.compile(r"(<!-- begin (?P<name>\S+) -->\n).*?(<!-- end (?P=name) -->)", re.DOTALL)
 BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
@@ -31,7 +32,6 @@ BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiv
 
 def pages() -> dict[Path, str]:
     """Every page that has a generated part -> its whole text as it must be."""
-    blocks = {name: make() for name, make in BLOCKS.items()}
     found = {
         DOCS / "cli.md": cli_page(),
         DOCS / "recipe.schema.json": json.dumps(recipe.json_schema(), indent=2) + "\n",
@@ -39,7 +39,7 @@ def pages() -> dict[Path, str]:
     for path in sorted(DOCS.glob("*.md")):
         text = path.read_text(encoding="utf-8")
         if BLOCK.search(text):
-            found[path] = BLOCK.sub(lambda match: f"{match[1]}\n{blocks[match['name']].strip()}\n\n{match[3]}", text)
+            found[path] = BLOCK.sub(lambda match: f"{match[1]}\n{BLOCKS[match['name']]().strip()}\n\n{match[3]}", text)
     return found
 
 
@@ -173,8 +173,7 @@ def _parsed(module: str) -> ast.Module:
 
 def _results(name: str) -> dict[str, Any]:
     """What ``benchmarks/`` measured; a command there writes it anew."""
-    path = DOCS.parent / "benchmarks" / "results" / f"{name}.json"
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    found: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
     return found
 
 

@@ -4,8 +4,10 @@ import json
 
 import numpy as np
 import pytest
+import random_graphs
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from random_graphs import grown, halves, randomized, scrambled
 
 from edgeprune import channel_blocks, channels
 from edgeprune.errors import CutError, ModelError
@@ -15,43 +17,8 @@ from edgeprune.keras import layers as own
 layers = keras.layers
 
 
-def randomized(model, seed=0):
-    """The model with every weight drawn anew: none is 0 or 1, variances are positive."""
-    random = np.random.Generator(np.random.PCG64(seed))
-    for layer in model.layers:
-        drawn = [random.uniform(-0.9, 0.9, weight.shape) for weight in layer.weights]
-        positive = [np.abs(v) + 0.5 if "variance" in w.name else v for v, w in zip(drawn, layer.weights, strict=True)]
-        layer.set_weights(positive)
-    return model
-
-
 def groups(model):
     return {group.name: group for group in channels.couple(channel_graph.describe(model)).groups}
-
-
-def halves(coupling, seed=0):
-    """A cut of every group that can be cut, to a random half of its units."""
-    random = np.random.Generator(np.random.PCG64(seed))
-    return {
-        group.name: random.choice(group.units, (group.units + 1) // 2, replace=False).tolist()
-        for group in coupling.groups
-        if group.cuttable
-    }
-
-
-def scrambled(masked, coupling, cut, seed=0):
-    """The masked model with noise wherever a producer or a per-channel weight belongs to a channel that is cut."""
-    masked = graph.rebuild(masked)
-    random = np.random.Generator(np.random.PCG64(seed))
-    roles = {(m.layer, m.weight, m.axis): m.role for group in coupling.groups for m in group.members}
-    for key, indices in channels.apply(coupling, cut).items():
-        if roles[key] != "consumer":
-            variable = channel_graph.variable(masked.get_layer(key[0]), key[1])
-            values = np.moveaxis(variable.numpy().copy(), key[2], 0)
-            gone = np.setdiff1d(np.arange(len(values)), indices)
-            values[gone] = random.uniform(0.1, 2.0, values[gone].shape) * (values[gone] != 0)  # what is masked stays 0
-            variable.assign(np.moveaxis(values, 0, key[2]))
-    return masked
 
 
 def assert_exact(model, seed=0):
@@ -278,6 +245,22 @@ def test_the_model_is_not_changed():
     assert all(np.array_equal(one, other) for one, other in zip(before, model.get_weights(), strict=True))
 
 
+def test_a_model_whose_proof_is_interrupted_is_not_left_masked(monkeypatch):
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, keras.layers.Dense(2)(keras.layers.Dense(4, name="hidden")(inputs)))
+    before, seen = model.get_weights(), []
+
+    def interrupted(expected, small):
+        seen.append(expected.get_weights())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(surgery, "_prove", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        surgery.shrink(model, {"hidden": [1, 2]})
+    assert not seen[0][2][[0, 3]].any() and before[2][[0, 3]].all()  # it was masked for the proof
+    assert all(np.array_equal(one, other) for one, other in zip(before, model.get_weights(), strict=True))
+
+
 def test_a_residual_branch_is_removed_whole():
     """Without f, x + f(x) is x: the same as a branch whose last kernel is zero."""
     model = model_of(residual, (6, 6, 3))
@@ -328,44 +311,10 @@ def test_one_branch_of_an_addition_must_stay():
 
 
 STEPS = st.lists(
-    st.tuples(
-        st.sampled_from(["conv", "norm", "depthwise", "grouped", "add", "concat", "gate", "pool", "pad", "shared"]),
-        st.integers(0, 50),
-    ),
-    min_size=2,
-    max_size=7,
+    st.tuples(st.sampled_from(random_graphs.KINDS), st.integers(*random_graphs.NUMBERS)),
+    min_size=random_graphs.STEPS[0],
+    max_size=random_graphs.STEPS[1],
 )
-
-
-def grown(steps):
-    """A network of 4x4 maps that grows step by step; every step reads earlier maps, picked by its number."""
-    given = keras.Input((4, 4, 2))
-    maps = [layers.Conv2D(4, 1)(given)]
-    again = layers.Conv2D(4, 3, padding="same")
-
-    def conv(x, channels_out=4):
-        return layers.Conv2D(channels_out, 3, padding="same", activation="relu")(x)
-
-    def gate(x):
-        pooled = layers.GlobalAveragePooling2D(keepdims=True)(x)
-        return layers.Multiply()([x, layers.Conv2D(x.shape[-1], 1, activation="sigmoid")(pooled)])
-
-    makers = {
-        "conv": lambda x, y, n: conv(x, 2 + n % 5),
-        "norm": lambda x, y, n: layers.BatchNormalization()(x),
-        "depthwise": lambda x, y, n: layers.DepthwiseConv2D(3, padding="same", depth_multiplier=1 + n % 2)(x),
-        "grouped": lambda x, y, n: layers.Conv2D(8, 1, groups=(2, 4)[n % 2])(conv(x, 8)),
-        "add": lambda x, y, n: layers.Add()([x, y if x.shape == y.shape else conv(y, x.shape[-1])]),
-        "concat": lambda x, y, n: layers.Concatenate()([x, y]),
-        "gate": lambda x, y, n: gate(x),
-        "pool": lambda x, y, n: layers.AveragePooling2D(3, 1, padding="same")(x),
-        "pad": lambda x, y, n: layers.Cropping2D(1)(layers.ZeroPadding2D(1)(x)),
-        "shared": lambda x, y, n: again(conv(x) if n % 2 else layers.Conv2D(4, 1)(x)),
-    }
-    for kind, number in steps:
-        maps.append(makers[kind](maps[number % len(maps)], maps[-1], number))
-    last = layers.Flatten()(maps[-1]) if len(steps) % 2 else layers.GlobalMaxPooling2D()(maps[-1])
-    return randomized(keras.Model(given, layers.Dense(2)(last)))
 
 
 @settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])

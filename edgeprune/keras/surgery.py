@@ -7,7 +7,8 @@ both compute the same.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -42,11 +43,22 @@ def shrink(model: Any, cut: Cut) -> Any:
     """
     model = graph.flatten(model)
     coupling = channels.couple(channel_graph.describe(model))
-    kept = _by_layer(channels.apply(coupling, cut))
-    small = _rebuilt(model, coupling, kept, channels.shapes(coupling, cut))
+    small = removed(model, coupling, cut)
     if not any(coupling.group(name).inexact for name in cut):
-        _prove(masked(model, cut), small)
+        with _masking(model, coupling, cut):  # a copy would take as long to make as all the rest
+            _prove(model, small)
     return small
+
+
+def removed(model: Any, coupling: channels.Coupling, cut: Cut) -> Any:
+    """``shrink`` without its proof, for whoever tries many cuts of one model and compares the outputs himself.
+
+    Args:
+        model: flat functional; not changed.
+        coupling: of the model.
+        cut: as for ``shrink``.
+    """
+    return _rebuilt(model, coupling, _by_layer(channels.apply(coupling, cut)), channels.shapes(coupling, cut))
 
 
 def carried_optimizer(optimizer: Any, model: Any, small: Any, cut: Cut) -> Any:
@@ -139,17 +151,47 @@ def masked(model: Any, cut: Cut) -> Any:
     Whatever the producers and the layers in between hold for these channels has no influence any more.
     """
     copy = graph.rebuild(model)
-    coupling = channels.couple(channel_graph.describe(copy))
+    mask(copy, channels.couple(channel_graph.describe(copy)), cut)
+    return copy
+
+
+def mask(model: Any, coupling: channels.Coupling, cut: Cut) -> list[tuple[Any, np.ndarray]]:
+    """``masked`` in place, for whoever tries many cuts on one copy.
+
+    Args:
+        model: flat functional; its consumers' weights are set to 0.
+        coupling: of the model.
+        cut: as for ``shrink``.
+
+    Returns:
+        The variables that were written, each with the values that it held before: assign them to undo the cut.
+    """
     remaining = channels.apply(coupling, cut)
     roles = {(m.layer, m.weight, m.axis): m.role for group in coupling.groups for m in group.members}
+    before: dict[Any, tuple[Any, np.ndarray]] = {}
     for (name, weight, axis), indices in remaining.items():
         if roles[name, weight, axis] == "consumer":
-            variable = channel_graph.variable(copy.get_layer(name), weight)
-            values = np.zeros_like(variable.numpy())
+            variable = channel_graph.variable(model.get_layer(name), weight)
+            held = variable.numpy()
+            before.setdefault(variable.ref(), (variable, held))
+            values = np.zeros_like(held)
             place = (slice(None),) * axis + (indices,)
-            values[place] = variable.numpy()[place]
+            values[place] = held[place]
             variable.assign(values)
-    return copy
+    return list(before.values())
+
+
+@contextmanager
+def _masking(model: Any, coupling: channels.Coupling, cut: Cut) -> Iterator[None]:
+    """Within it the model is masked; afterwards it is what it was."""
+    layers = {name for name, _, _ in channels.apply(coupling, cut)}
+    held = [(variable, variable.numpy()) for name in layers for variable in model.get_layer(name).weights]
+    try:
+        mask(model, coupling, cut)
+        yield
+    finally:
+        for variable, values in held:
+            variable.assign(values)
 
 
 def _by_layer(remaining: Mapping[tuple[str, str, int], np.ndarray]) -> dict[str, dict[tuple[str, int], np.ndarray]]:

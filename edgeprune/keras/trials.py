@@ -1,0 +1,174 @@
+"""Tries cuts on a trained model: what its metric would be, without making each smaller model.
+
+Cutting channels gives what zeros in the weights that read them give (`edgeprune.keras.surgery`), so one copy of the model serves
+for all cuts: weights are set to 0, the samples go through the one compiled function, the weights are put back.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from edgeprune import api, channel_blocks, columns, metrics, scoring
+from edgeprune import data as datasets
+from edgeprune.channel_blocks import Block
+from edgeprune.channels import Cut
+from edgeprune.data import Data, Split
+from edgeprune.errors import CutError
+from edgeprune.keras import feeding, graph, intake, program, signals, surgery, tf, training
+from edgeprune.keras.costs import Meter
+from edgeprune.progress import Progress
+from edgeprune.recipe import Recipe
+from edgeprune.sensitivity import Costs, Removal, Scores, block_word
+
+BATCH, SIGNAL_BATCH = 256, 32  # small batches, so that squares of gradients are nearly those of single samples
+IN_MEMORY_BYTES = 512 << 20  # of samples; more are read anew for every cut
+SIGNAL_SAMPLES = 512  # training samples that a criterion sees, as many as the shrink stage takes
+
+Clocks = Callable[[Any], Mapping[str, Callable[[Cut], float]]]
+
+
+def load(word: str, data: Any, settings: Recipe, seed: int, samples: int, trust: bool, progress: Progress) -> Trials:
+    """The model and the data that words name, ready to be tried.
+
+    Args:
+        word: as for ``intake.named``; its weights are taken to be trained.
+        data: as for ``edgeprune.data.load``.
+        settings: says how data is read and what the metric is.
+        seed: of the splits.
+        samples: held-out samples to judge by, at most.
+        trust: whether the user vouches for code inside the model file.
+        progress: is told what the user should know.
+
+    Raises:
+        EdgepruneError: the model or the data cannot be taken, or they do not fit each other.
+        CutError: the model has no layers to cut.
+    """
+    training.start(seed)
+    model, trained = intake.named(word, trust, progress.note)
+    if not trained:
+        progress.note(f"The weights that {word} returns are taken to be trained.")
+    why = program.why_not(model)
+    if why:
+        raise CutError(f"No channels of '{word}' can be removed. {why}.")
+    given = api.fitting(datasets.load(data, settings.file.data, seed, progress), model)
+    metric = metrics.judging(given.tasks, settings.file.metric, settings.file.metric_output)
+    return Trials(model, given, metric, samples, seed)
+
+
+class Trials:
+    """A `edgeprune.sensitivity.Subject`.
+
+    Attributes:
+        coupling, blocks: what can be removed.
+        metric: what the model is judged by.
+        split: the samples that it is judged on: of the validation split, or where there is none of the calibration split.
+        key: digests of the model and of the samples.
+    """
+
+    def __init__(
+        self, model: Any, data: Data, metric: metrics.Metric, samples: int, seed: int = 0, clocks: Clocks | None = None
+    ) -> None:
+        """Args:
+        model: flat functional, trained; not changed.
+        data: as the model takes it.
+        metric: of the outputs.
+        samples: to judge by, at most, evenly over the classes.
+        seed: of that choice.
+        clocks: model -> further costs of cuts of it, by name: ``{"latency_ms": ...}``.
+        """
+        self._model = graph.rebuild(model)
+        self._meter = Meter(self._model)
+        self._data = data
+        self.coupling = self._meter.coupling
+        self.blocks: Sequence[Block] = channel_blocks.removable(self.coupling.graph)
+        self._clocks = clocks or (lambda _: {})
+        self._measures: dict[str | None, Callable[[Cut], Costs]] = {None: self._measured(self._model, self._meter)}
+        self.metric = metric
+        self.split_name = "validation" if len(data.validation) else "calibration"
+        self.split = _some(data.splits[self.split_name], samples, seed)
+        self._predict = tf.function(lambda x: tf.nest.flatten(self._model(x, training=False)), reduce_retracing=True)
+        self._batches: list[Any] | None = None
+        self.key: Mapping[str, Any] = {
+            "model": api.model_digest(self._model),
+            "data": data.fingerprint,
+            "samples": self.split.digest(),
+            "metric": metric.title,
+        }
+
+    def about(self) -> dict[str, Any]:
+        """Plain data on the samples: ``split``, ``samples``."""
+        return {"split": self.split_name, "samples": len(self.split)}
+
+    def scores(self, criterion: str) -> tuple[Scores, Mapping[str, str]]:
+        """As the shrink stage scores, on training samples; raises as ``signals.collect`` and ``scoring.units``."""
+        train = self._data.train
+        few = train.select(np.linspace(0, len(train) - 1, min(SIGNAL_SAMPLES, len(train))).round().astype(int))
+        loss = training.objective(self._model, self._data.tasks).loss
+        wanted = set(scoring.needed(criterion))
+        found = signals.collect(self._model, wanted, feeding.ordered(few, SIGNAL_BATCH), loss)
+        units = scoring.units(self.coupling, criterion, found)
+        return units, scoring.unscored(self.coupling, criterion, found)
+
+    def value(self, removal: Removal) -> float:
+        """The metric without what is removed."""
+        if removal.block is not None:
+            return self._judged(training.outputs(self._without(removal.block), self.split, BATCH))
+        if any(self.coupling.group(name).inexact for name in removal.cut):
+            return self._judged(training.outputs(surgery.shrink(self._model, removal.cut), self.split, BATCH))
+        before = surgery.mask(self._model, self.coupling, removal.cut)
+        try:
+            return self._judged(self._outputs())
+        finally:
+            for variable, values in before:
+                variable.assign(values)
+
+    def costs(self, removal: Removal) -> Costs:
+        """``macs``, ``params`` and what the clocks tell of what is left."""
+        if removal.block not in self._measures:
+            small = self._without(str(removal.block))
+            self._measures[removal.block] = self._measured(small, Meter(small))
+        return self._measures[removal.block](removal.cut)
+
+    def _measured(self, model: Any, meter: Meter) -> Callable[[Cut], Costs]:
+        clocks = self._clocks(model)
+        return lambda cut: {**meter(cut)._asdict(), **{name: clock(cut) for name, clock in clocks.items()}}
+
+    def _without(self, name: str) -> Any:
+        return surgery.without(self._model, [self._block(name)])
+
+    def _block(self, name: str) -> Block:
+        return next(block for block in self.blocks if block_word(block) == name)
+
+    def _outputs(self) -> Any:
+        """As ``training.outputs``, without compiling anew."""
+        parts = [[part.numpy() for part in self._predict(x)] for x in self._inputs()]
+        whole = [np.concatenate(pieces) for pieces in zip(*parts, strict=True)]
+        return columns.unnamed(dict(zip(columns.named(self.split.y), whole, strict=True)))
+
+    def _inputs(self) -> Iterable[Any]:
+        """The samples in batches, kept as the model takes them where they are few."""
+        if self._batches is None:
+            batches = (x for x, _ in feeding.ordered(self.split, BATCH))
+            if len(self.split) * _bytes(self._data) > IN_MEMORY_BYTES:
+                return batches
+            self._batches = list(batches)
+        return self._batches
+
+    def _judged(self, outputs: Any) -> float:
+        return self.metric(self.split.y, outputs)
+
+
+def _bytes(data: Data) -> int:
+    """Of one sample, as the model takes it: four for every number."""
+    return 4 * sum(math.prod(shape) for shape in columns.values(data.sample_shape))
+
+
+def _some(split: Split, count: int, seed: int) -> Split:
+    if count >= len(split):
+        return split
+    generator = np.random.Generator(np.random.PCG64(seed))
+    return split.select(datasets.stratified(datasets.strata(split), count, generator))

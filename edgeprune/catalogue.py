@@ -9,8 +9,59 @@ import ast
 import inspect
 import re
 from importlib import resources
+from typing import NamedTuple
 
 from edgeprune import registry, yaml_files
+
+PAPER = re.compile(r'[A-Z][\w-]+ (?:et al\.|& [A-Z][\w-]+), "[^"]+" \(\d{4}\)')
+COST = re.compile(r"Cost: (.+?)\.(?:\n\n|$)", re.DOTALL)
+
+
+class Criterion(NamedTuple):
+    """What a criterion's docstring and signature say.
+
+    Attributes:
+        purpose: what it is for.
+        equation: of the score.
+        papers: authors, title and year of each.
+        signals: what it asks for, the names of its parameters.
+        cost: of the signals, in words.
+        per_weight: whether weights have scores, not only channels.
+    """
+
+    purpose: str
+    equation: str
+    papers: tuple[str, ...]
+    signals: tuple[str, ...]
+    cost: str
+    per_weight: bool
+
+
+def criterion(name: str) -> Criterion:
+    """A criterion, read from its docstring and its parameters.
+
+    Raises:
+        NameUnknown: there is no such criterion.
+        ValueError: its docstring has not the form that `edgeprune.criteria` describes; which part is missing.
+    """
+    function = registry.function("criteria", name)
+    text = inspect.getdoc(function) or ""
+    purpose, _, equation = summary(text).partition(": score ")
+    papers = tuple(" ".join(found.split()) for found in PAPER.findall(re.sub(r"\s*\n\s*", " ", text)))
+    cost = COST.search(text)
+    parts = {": score = equation": equation, 'Author et al., "Title" (year)': papers, "Cost: ...": cost}
+    missing = [form for form, found in parts.items() if not found]
+    if missing or cost is None:
+        raise ValueError(f"The docstring of edgeprune.criteria.{name} lacks {', '.join(missing)}.")
+    returned = text.partition("Returns:")[2]
+    return Criterion(
+        purpose=purpose,
+        equation=f"score {equation}",
+        papers=papers,
+        signals=tuple(inspect.signature(function).parameters),
+        cost=" ".join(cost[1].split()),
+        per_weight="Same shape" in returned,
+    )
 
 
 def describe(family: str) -> dict[str, str]:

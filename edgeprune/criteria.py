@@ -6,6 +6,8 @@ layout. Its scores are float64, finite and >= 0, and have either the shape of ``
 one of the poolings of `edgeprune.granularity`.
 
 The cost that a docstring names is that of the signals; the formulas themselves cost next to nothing, unless they say so.
+Every docstring has the form that `docs/criteria.md` is made of (`edgeprune.catalogue.criterion`): a first line that ends
+in ``score = equation``, at least one ``Author et al., "Title" (year)``, and ``Cost: ...`` up to the end of its paragraph.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ Array = NDArray[np.floating]
 
 POOLING = {"l2": "root", "linf": "max", "grasp": "mean", "synaptic_strength": "mean"}  # all others: "sum"
 BINS = 32  # of the histogram of a kernel's weights
+ALMOST = 1e-12  # sums of numbers from 0 to 1 differ by that much according to their order
 DAMPING = 0.01  # share of the Hessian's mean diagonal that is added to its diagonal, as in Frantar et al., GPTQ (2022)
 
 
@@ -96,8 +99,8 @@ def random(weights: Array, seed: int) -> Array:
 def taylor(weights: Array, gradients: Array) -> Array:
     """The squared first-order change of the loss without the weight: score = (g w)^2.
 
-    Molchanov et al., "Importance estimation for neural network pruning" (2019). Cost: a forward and a backward
-    pass per batch, memory of one kernel.
+    Molchanov et al., "Importance estimation for neural network pruning" (2019), eq. 8, with all samples as one batch.
+    Cost: a forward and a backward pass per batch, memory of one kernel.
 
     Args:
         weights: (..., in, out).
@@ -400,9 +403,9 @@ def apoz(zero_shares: Array) -> Array:
 def cosine(activation_gram: Array) -> Array:
     """How unlike its nearest neighbour the channel is: score = 1 - max |cos| over those that remain when it goes.
 
-    Channels go one by one, of the closest pair the one that is nearer to all the others; so of twins one stays. The measure
-    is that of Ayinde et al., "Redundant feature pruning for accelerated inference in deep neural networks" (2019), who take
-    it of filters, here of activations. Cost: a forward pass per batch; memory out^2, time out^2 to out^3.
+    Channels go one by one, of the closest pair the one that is nearer to all the others, else the weaker; so of twins one
+    stays. The measure is that of Ayinde et al., "Redundant feature pruning for accelerated inference in deep neural
+    networks" (2019), who take it of filters, here of activations. Cost: a forward pass per batch; memory out^2, time out^2 to out^3.
 
     Args:
         activation_gram: (out, out), E[a_i a_j], positive semi-definite.
@@ -411,13 +414,14 @@ def cosine(activation_gram: Array) -> Array:
         (out,), 0..1; 0 for a channel that never fires.
     """
     likeness, alive = _cosines(activation_gram)
+    weakness = _weakness(activation_gram)
     distances = np.where(alive[:, None] & alive, 1.0 - likeness, np.inf)
     np.fill_diagonal(distances, np.inf)
     totals = np.where(np.isfinite(distances), distances, 0.0).sum(axis=1)
     scores = alive.astype(np.float64)  # the one that stays to the end: 1
     for _ in range(int(alive.sum()) - 1):
         nearest = distances.min(axis=1)
-        goes = _last_highest(np.where(nearest == nearest.min(), -totals, -np.inf))
+        goes = _last_highest(-nearest, -totals, weakness)
         scores[goes] = nearest[goes]
         totals -= np.where(np.isfinite(distances[goes]), distances[goes], 0.0)
         distances[goes, :] = distances[:, goes] = np.inf
@@ -427,9 +431,9 @@ def cosine(activation_gram: Array) -> Array:
 def correlation(activation_covariance: Array) -> Array:
     """How little others say about the channel: score = 1 - mean |r| over those that remain when it goes.
 
-    Channels go one by one, the one with the largest sum of correlations first; those that are gone count as 0 in the
-    mean. After Suau et al., "Filter distillation for network compression" (2020).
-    Cost: a forward pass per batch; memory and time out^2.
+    Channels go one by one, the one with the largest sum of correlations first, of equals the one with the largest single
+    correlation, else the weaker; those that are gone count as 0 in the mean. The order is that of Suau et al., "Filter
+    distillation for network compression" (2020). Cost: a forward pass per batch; memory out^2, time out^2 to out^3.
 
     Args:
         activation_covariance: (out, out), positive semi-definite.
@@ -438,15 +442,17 @@ def correlation(activation_covariance: Array) -> Array:
         (out,), 0..1; 0 for a channel that is constant, as the next layer's bias can take its place.
     """
     likeness, alive = _cosines(activation_covariance)
+    weakness = _weakness(activation_covariance)
     np.fill_diagonal(likeness, 0.0)
     sums = likeness.sum(axis=1)
     remaining, others = alive.copy(), max(int(alive.sum()) - 1, 1)
     scores = np.zeros(len(sums))
     for _ in range(int(alive.sum())):
-        goes = _last_highest(np.where(remaining, sums, -np.inf))
+        goes = _last_highest(np.where(remaining, sums, -np.inf), likeness.max(axis=1), weakness)
         scores[goes] = 1.0 - sums[goes] / others
         remaining[goes] = False
         sums -= likeness[goes]
+        likeness[goes, :] = likeness[:, goes] = 0.0
     return np.clip(scores, 0.0, 1.0)
 
 
@@ -522,9 +528,21 @@ def _cosines(products: Array) -> tuple[Array, NDArray[np.bool_]]:
     return np.where(alive[:, None] & alive, np.minimum(likeness, 1.0), 0.0), alive
 
 
-def _last_highest(values: Array) -> int:
-    """The index of the highest value; of equals the last, as `edgeprune.masks` keeps the first."""
-    return len(values) - 1 - int(np.argmax(values[::-1]))
+def _weakness(products: Array) -> Array:
+    """(channels,), -1..0: the less a channel's activations amount to, the higher."""
+    energies = np.diag(_double(products))
+    return -energies / (energies.max(initial=0.0) or 1.0)
+
+
+def _last_highest(*keys: Array) -> int:
+    """The index that is highest in the first key, of equals in the second, and so on; of equals in all the last.
+
+    What rounding alone makes different counts as equal, or the order of the channels would decide.
+    """
+    left = np.arange(len(keys[0]))
+    for key in keys:
+        left = left[key[left] >= key[left].max() - ALMOST]
+    return int(left[-1])
 
 
 def _entropy(counts: Array) -> Array:

@@ -116,7 +116,7 @@ def cuts(
     given = {name: _finite(name, values).ravel() for name, values in group_scores.items()}
     plan = _Plan(
         scores=given,
-        ratios=_named(ratio, list(given), 0.0, "ratio"),
+        ratios=_named(ratio, list(given), 0.0, "ratios"),
         classes=_classes(scope, {name: values.shape for name, values in given.items()}, kinds),
         floors=_named(floors, list(given), 0, "floors"),
         multiples=_named(multiples, list(given), 1, "multiples"),

@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, WithJsonSchema, field_validator, model_validator
 
-from edgeprune import files, registry, shrinking
+from edgeprune import files, registry, sensitivity_ratios, shrinking
 from edgeprune import progress as progresses
 from edgeprune.errors import CutError, RecipeError
 from edgeprune.pipeline import State
@@ -29,10 +30,36 @@ from edgeprune.validation import Strict
 MODEL, RECORD = "model.keras", "record.json"
 SAMPLES_PER_BATCH = 32  # small batches, so that squares of gradients are nearly those of single samples
 
-Ratio = Annotated[float, Field(ge=0, lt=1)]
+
+def _leaves_something(given: Any) -> Any:
+    """Refuse a share of 1 or more in words that say what would work."""
+    if isinstance(given, (int, float)) and not isinstance(given, bool) and given >= 1:
+        raise ValueError(
+            "that would leave nothing of a layer; give the share that goes, from 0 to below 1 (0.5 removes half of the channels)"
+        )
+    return given
+
+
+Ratio = Annotated[float, BeforeValidator(_leaves_something), Field(ge=0, lt=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
 Step = Annotated[int, Field(ge=1)]
 Floor = Annotated[int, Field(ge=1)] | Annotated[float, Field(ge=0, le=1)]
+
+
+def _read_ratios(given: Any) -> Any:
+    """The mapping that a file holds; anything else as it is."""
+    try:
+        return sensitivity_ratios.read(given) if isinstance(given, str) else given
+    except RecipeError as error:
+        raise ValueError(str(error)) from error
+
+
+_RATIO = {"type": "number", "minimum": 0, "exclusiveMaximum": 1}
+Ratios = Annotated[
+    dict[str, Ratio],
+    BeforeValidator(_read_ratios),
+    WithJsonSchema({"anyOf": [{"type": "object", "additionalProperties": _RATIO}, {"type": "string"}]}),
+]
 
 
 class Distillation(Strict):
@@ -61,8 +88,10 @@ class Options(FitOptions):
         description="what is ranked together: every group for itself, all, groups that are built alike, or those that a regular "
         "expression matches",
     )
-    ratios: dict[str, Ratio] = Field(
-        {}, description="name or regular expression of groups -> a ratio of their own, 0..1"
+    ratios: Ratios = Field(
+        {},
+        description="name or regular expression of groups -> a ratio of their own, 0..1; or a file of them, as `edgeprune sensitivity` "
+        "writes it (ratios.yaml)",
     )
     floors: Floor | dict[str, Floor] | None = Field(
         None, description="what every group keeps at least: a share (0.25) or a count of units (4); or names -> either"
@@ -165,6 +194,16 @@ def _check_order(state: State) -> None:
             )
 
 
+@contextmanager
+def _placed(label: str) -> Iterator[None]:
+    """What is wrong with the options of a stage says where in the recipe they are."""
+    try:
+        yield
+    except (CutError, RecipeError) as error:
+        place = f"stages.{label}"
+        raise type(error)(str(error) if str(error).startswith(place) else f"{place}: {error}") from error
+
+
 # One round: what is there already is not done again.
 
 
@@ -177,7 +216,8 @@ def _cut(
     made = folder / "cut"
     if not made.exists():
         model = graph.flatten(intake.load_own(given))
-        small, record = _smaller(state, options, model, number, earlier)
+        with _placed(state.label):
+            small, record = _smaller(state, options, model, number, earlier)
         with files.temporary_folder(made) as temporary:
             intake.save(small, temporary / MODEL)
             (temporary / RECORD).write_text(json.dumps(record), encoding="utf-8")

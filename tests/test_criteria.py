@@ -81,13 +81,19 @@ def test_scores_are_finite_not_negative_and_of_the_right_shape(name, shape):
 @pytest.mark.parametrize("name", registry.names("criteria"))
 def test_a_criterion_says_where_it_is_from_and_what_it_costs(name):
     text = inspect.getdoc(registry.function("criteria", name))
-    first = catalogue.describe("criteria")[name]
-    assert "score " in first
-    assert ": score" in first  # the equation, in the line that `edgeprune list criteria` prints
-    assert len(first) <= 120
-    assert re.search(r'"[^"]+"\s+\(\d{4}\)', text), "no paper with its year"
-    for word in ("Cost:", "Args:", "Returns:"):
-        assert word in text
+    found = catalogue.criterion(name)  # refuses a docstring without equation, paper or cost
+    assert len(catalogue.describe("criteria")[name]) <= 120
+    assert set(found.signals) <= set(signals())
+    assert re.match(r"score [=~] \S", found.equation)
+    assert re.match(r"(none|a |one |two )", found.cost)
+    assert found.per_weight == (score(name, signals((2, 5, 3))).shape == (2, 5, 3))
+    assert "Args:" in text and "Returns:" in text
+
+
+def test_a_docstring_without_its_parts_is_refused(monkeypatch):
+    monkeypatch.setattr(criteria.l2, "__doc__", "The square: score = w^2.")
+    with pytest.raises(ValueError, match=r'criteria\.l2 lacks Author et al\., "Title" \(year\), Cost: \.\.\.'):
+        catalogue.criterion("l2")
 
 
 def test_every_pooling_named_is_there():
@@ -96,10 +102,10 @@ def test_every_pooling_named_is_there():
 
 
 @pytest.mark.parametrize("name", sorted(set(registry.names("criteria")) - {"random"}))
-def test_the_order_of_the_output_channels_does_not_matter(name):
+@pytest.mark.parametrize("order", [[3, 0, 5, 1, 2, 4], [5, 4, 3, 2, 1, 0]], ids=str)
+def test_the_order_of_the_output_channels_does_not_matter(name, order):
     """Channels that are renumbered keep their scores."""
-    given = signals((3, 4, 6))
-    order = np.array([3, 0, 5, 1, 2, 4])
+    given, order = signals((3, 4, 6)), np.array(order)
     renumbered = {}
     for signal, value in given.items():
         if signal in ("activation_gram", "activation_covariance"):
@@ -361,6 +367,15 @@ def test_correlation_by_hand():
     deviations = np.array([2.0, 0.1, 7.0])  # do not matter
     found = criteria.correlation(correlations * np.outer(deviations, deviations))
     np.testing.assert_allclose(found, [0.3, 1.0, 1.0])
+
+
+def test_correlation_of_equal_sums_the_largest_single_one_decides():
+    # sums 1, 1, 1, 0.5; channels 0 and 1 have 0.75 with each other, channel 2 at most 0.5. Of 0 and 1 the last goes, at 1 - 1 / 3;
+    # then 2, at 1 - 0.75 / 3; 0 and 3 are left with 0
+    given = np.eye(4)
+    for one, other, value in ((0, 1, 0.75), (0, 2, 0.25), (1, 2, 0.25), (2, 3, 0.5)):
+        given[one, other] = given[other, one] = value
+    np.testing.assert_allclose(criteria.correlation(given), [1.0, 2 / 3, 0.75, 1.0])
 
 
 def test_the_first_to_go_is_the_most_correlated_by_numpy():

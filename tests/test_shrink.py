@@ -55,9 +55,9 @@ def residual(blocks=2, width=8):
     ("options", "message"),
     [
         ({"criterion": "taylr"}, "there is no such criterion. Did you mean 'taylor'?"),
-        ({"ratio": 1.0}, "less than 1"),
+        ({"ratio": 1.0}, "give the share that goes, from 0 to below 1"),
         ({"ratio": -0.1}, "greater than or equal to 0"),
-        ({"ratios": {"conv": 1.0}}, "less than 1"),
+        ({"ratios": {"conv": 1.0}}, "that would leave nothing of a layer"),
         ({"macs": 0.0}, "greater than 0"),
         ({"ratio": 0.5, "macs": 0.5}, "give one of ratio, macs and params, not ratio and macs"),
         ({"multiples": 0}, "greater than or equal to 1"),

@@ -319,15 +319,37 @@ def _runs(process: int) -> bool:
         return False
 
 
-def test_a_started_converter_is_the_next_one_used():
+def test_a_started_converter_is_the_next_one_used(tmp_path):
     from edgeprune.keras import conversion
 
     conversion.prewarm()
     waiting = conversion._spare._child
-    converter = conversion.Converter(Path("unused.log"))
-    assert converter._child is waiting
-    assert waiting.end() is not None
-    converter._child = None
+    with conversion.Converter(tmp_path / "log") as converter:
+        assert converter._child is waiting
+
+
+def test_an_idle_converter_waits_for_the_next_model_wherever_that_lies(made, tmp_path, monkeypatch):
+    from edgeprune.keras import conversion
+
+    with conversion.Converter(tmp_path / "first.log") as first:
+        process = first._child.process
+        first.convert(made.folder / "quantized", tmp_path / "first.tflite")
+    monkeypatch.chdir(tmp_path)
+    with conversion.Converter(tmp_path / "second.log") as second:
+        assert second._child.process is process
+        second.convert(Path(os.path.relpath(made.folder / "quantized")), Path("second.tflite"))
+    assert Path("second.tflite").read_bytes() == Path("first.tflite").read_bytes()
+
+
+def test_a_converter_that_died_waiting_is_replaced(tmp_path):
+    from edgeprune.keras import conversion
+
+    conversion.prewarm()
+    dead = conversion._spare._child
+    dead.process.kill()
+    dead.process.wait()
+    with conversion.Converter(tmp_path / "log") as converter:
+        assert converter._child is not dead
 
 
 def test_nothing_of_tensorflow_reaches_the_terminal(made, converter, tmp_path, capfd):

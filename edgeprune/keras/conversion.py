@@ -48,17 +48,18 @@ _LAYER = re.compile(r'"(?:[^"/]+/)*([^"/]+)/[^"/]+@__inference')
 
 
 class Converter:
-    """A converter process, started at once so that it loads TensorFlow while its first model is still being prepared.
+    """A converter process, started at once so that it loads TensorFlow while its first model is still being prepared; one
+    that is idle at the end waits for the next `Converter`.
 
     >>> with Converter(workspace / "converter.log") as converter:                   # doctest: +SKIP
     ...     converter.convert(folder, workspace / "model.tflite")
     """
 
     def __init__(self, log: Path, timeout_s: float = 600) -> None:
-        """Start the process, or take the one that `prewarm` started.
+        """Start the process, or take the one that waits.
 
         Args:
-            log: takes what TensorFlow says when a process ends; kept.
+            log: takes what TensorFlow says, at the end; kept.
             timeout_s: for one conversion, > 0 s.
         """
         self.log = log
@@ -109,18 +110,27 @@ class Converter:
             output.parent.mkdir(parents=True, exist_ok=True)
             folder = tempfile.TemporaryDirectory(prefix=files.TEMPORARY, dir=output.parent)
         with folder:
-            made = Path(folder.name) / "model.tflite"
+            work = Path(folder.name).absolute()  # the process may have been started in another folder
+            made = work / "model.tflite"
             with files.writing(output):
-                samples = _stored(representative, facts["inputs"], Path(folder.name) / "samples.npz")
-            request = {"saved_model": str(saved_model), "output": str(made), "representative": samples, "io": io}
+                samples = _stored(representative, facts["inputs"], work / "samples.npz")
+            request = {
+                "saved_model": str(saved_model.absolute()),
+                "output": str(made),
+                "representative": samples,
+                "io": io,
+            }
             self._ask({**request, "per_channel_dense": per_channel_dense}, saved_model, facts)
             content = made.read_bytes()
         _check(content, io, saved_model)
         return files.write_bytes_atomic(output, tflite_compact.compact(content) if compact else content)
 
     def close(self) -> None:
-        """End the process, in the middle of a conversion too, and keep its log."""
-        self._lose()
+        """Give the process back, or end it in the middle of a conversion, and keep its log."""
+        child, self._child = self._child, None
+        if child is not None:
+            self._keep(child.said())
+            _spare.give(child)
 
     def _keep(self, said: str) -> None:
         """Add to the log; a full disk may cost the log, not the model."""
@@ -155,9 +165,11 @@ class Converter:
             raise ConversionError(_refusal(answer["error"], saved_model, self.log))
 
     def _lose(self) -> str:
-        """Give the process up, and return what it said."""
-        said = self._child.end() if self._child is not None else ""
-        self._child = None
+        """End the process, and return what it said."""
+        said = ""
+        if self._child is not None:
+            self._child.end()
+            said, self._child = self._child.said(), None
         self._keep(said)
         return said
 
@@ -187,7 +199,9 @@ class _Child:
     """One worker process and the pipes to it."""
 
     def __init__(self) -> None:
-        self._said = tempfile.TemporaryFile()  # noqa: SIM115 - closed in `end`
+        self.idle = True
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115 - closed with this object
+        self._told = 0  # bytes of it that `said` has returned
         self.process = subprocess.Popen(
             [sys.executable, "-m", WORKER],
             stdin=subprocess.PIPE,
@@ -204,26 +218,33 @@ class _Child:
             TimeoutError: there was none in time.
             EOFError: the process died.
         """
+        self.idle = False
         try:
             self._pipe("stdin").write(json.dumps(request).encode() + b"\n")
             self._pipe("stdin").flush()
             answer: dict[str, Any] = json.loads(self._line(time.monotonic() + timeout_s))
+            self.idle = True
             return answer
         except (BrokenPipeError, EOFError) as error:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(5)  # its exit status says how it died
             raise EOFError from error
 
-    def end(self) -> str:
-        """Kill the process if it still lives, and return all that it said on standard error."""
+    def said(self) -> str:
+        """What it has said on standard error since this was asked last."""
+        handle = self._said.fileno()
+        text = os.pread(handle, os.fstat(handle).st_size - self._told, self._told)  # leaves alone where it writes
+        self._told += len(text)
+        return text.decode("utf-8", "replace")
+
+    def end(self) -> None:
+        """Kill the process if it still lives."""
+        self.idle = False
         self.process.kill()
         self.process.wait()
         for name in ("stdin", "stdout"):
             with contextlib.suppress(OSError):  # an unwritten request is lost with the process
                 self._pipe(name).close()
-        with self._said:
-            self._said.seek(0)
-            return self._said.read().decode("utf-8", "replace")
 
     def _pipe(self, name: Literal["stdin", "stdout"]) -> IO[bytes]:
         pipe: IO[bytes] = getattr(self.process, name)
@@ -254,7 +275,17 @@ class _Spare:
 
     def take(self) -> _Child:
         child, self._child = self._child, None
+        if child is not None and child.process.poll() is not None:  # it died waiting
+            child.end()
+            child = None
         return child or _Child()
+
+    def give(self, child: _Child) -> None:
+        """Keep a process that has nothing to do; end it if another one waits already, or it is still at work."""
+        if self._child is None and child.idle and child.process.poll() is None:
+            self._child = child
+        else:
+            child.end()
 
     def drop(self) -> None:
         if self._child is not None:

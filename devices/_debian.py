@@ -244,8 +244,14 @@ class Apt:
         listing = self._run("install", "-qq", "--print-uris", *names)
         return {name: int(size) for name, size in re.findall(r"^'[^']+' (\S+) (\d+)", listing, re.M)}
 
-    def download(self, names: Sequence[str], report: Report) -> list[Path]:
-        """Download and verify the packages; ``report`` is called as the bytes arrive."""
+    def download(self, names: Sequence[str], report: Report, alone: Sequence[str] = ()) -> list[Path]:
+        """Download and verify packages with all that they need; ``report`` is called as the bytes arrive.
+
+        Args:
+            alone: packages to get besides, without what they need.
+        """
+        if alone:
+            self._run("download", "-qq", *alone, folder=self._folder / "archives")
         expected = self.packages(names)
         total = sum(expected.values())
         reading, writing = os.pipe()
@@ -277,9 +283,10 @@ class Apt:
     def _command(self, verb: str) -> list[str]:
         return [_program("apt-get"), "-c", str(self._config), verb]
 
-    def _run(self, verb: str, *arguments: str) -> str:
+    def _run(self, verb: str, *arguments: str, folder: Path | None = None) -> str:
         finished = subprocess.run(
             [*self._command(verb), *arguments],
+            cwd=folder,
             env=_environment(),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

@@ -6,6 +6,8 @@ Layout below ``emulator`` in the cache (`edgeprune.cache.folder`)::
     root/                        arm64: Python, the C and C++ libraries
     host/                        qemu-aarch64 with its own libraries and loader; absent when PATH had a fitting one
     packages/<name>-<version>/   numpy and the TFLite runtimes, aarch64
+    llvm/                        llvm-mc and llvm-mca likewise, which tell a core's cycles; absent when PATH had them, or
+                                 where they cannot be had: then models run, and no latency is predicted
 
 An installation is built in a sibling folder, gets its manifest last, and is renamed into place: it is there whole or
 not at all. A lock file lets one installer work at a time. Nothing needs root, and nothing outside the cache changes.
@@ -28,13 +30,13 @@ from pathlib import Path
 from typing import Any
 
 from edgeprune import cache, files
-from edgeprune.devices import _debian, _qemu, _wheels
+from edgeprune.devices import _debian, _llvm, _qemu, _wheels
 from edgeprune.devices._session import Launcher, open_session
 from edgeprune.errors import DeviceError, MissingDependency
 from edgeprune.progress import Progress
 
 SCHEMA = 1
-PHASES = 4
+PHASES = 5
 HOW = "edgeprune emulator install"
 UNNEEDED = ("usr/share/doc", "usr/share/man", "usr/share/locale", "usr/share/info", "usr/lib/aarch64-linux-gnu/gconv")
 
@@ -55,6 +57,11 @@ class Installation:
         """Package -> version of the TFLite runtimes."""
         return dict(self.manifest["runtimes"])
 
+    @property
+    def python(self) -> str:
+        """The guest's Python, below the root."""
+        return f"usr/bin/python{_debian.PYTHON}"
+
     def launcher(self, cpu: str, runtime: str) -> Launcher:
         """How to run the probe on an emulated core.
 
@@ -65,7 +72,7 @@ class Installation:
         root, packages = self.folder / "root", self.folder / "packages"
         folders = [packages / f"{runtime}-{self.runtimes[runtime]}", packages / _wheels.NUMPY.folder]
         python = [
-            str(root / f"usr/bin/python{_debian.PYTHON}"),
+            str(root / self.python),
             "-S",
             "-s",
         ]  # without site: nothing there, and slow to start
@@ -137,12 +144,22 @@ def status(verify: bool = False) -> dict[str, Any]:
         "qemu_from": qemu["from"],
         "python": installation.manifest["python"],
         "runtimes": installation.runtimes,
+        **_llvm_status(installation),
         "size_bytes": sum(size for size, _ in installation.manifest["files"].values()),
         "packages": len(installation.manifest["packages"]),
         "verified": "sha256" if verify else "sizes",
         "damaged": damaged,
         **({"how": f"{HOW} --force"} if damaged else {}),
     }
+
+
+def _llvm_status(installation: Installation) -> dict[str, Any]:
+    """Whether cycles can be told, and by what; else why not."""
+    llvm = _llvm.find(installation.folder)
+    if llvm:
+        return {"llvm": llvm.version, "llvm_from": llvm.source}
+    reason = installation.manifest.get("llvm_missing") or "it was on PATH when the emulator was installed"
+    return {"llvm": None, "llvm_missing": f"no latency is predicted without llvm-mca {_llvm.VERSION}: {reason}"}
 
 
 def install(progress: Progress, force: bool = False) -> Installation:
@@ -204,7 +221,9 @@ def _build(target: Path, downloads: Path, progress: Progress) -> None:
     with _phase(progress, "emulator", 2):
         if _qemu.on_path() is None:
             packages |= _install_qemu(target / "host", downloads / "host", host, sources, progress)
-    with _phase(progress, "Arm runtimes", 3):
+    with _phase(progress, "llvm-mca", 3):
+        llvm_packages, llvm_missing = _install_llvm(target / "llvm", downloads / "llvm", host, sources, progress)
+    with _phase(progress, "Arm runtimes", 4):
         wheels = _wheels.download(_wheels.WHEELS, downloads / "wheels", partial(progress.step, unit="wheels"))
         for wheel, archive in zip(_wheels.WHEELS, wheels, strict=True):
             _wheels.unpack(archive, target / "packages" / wheel.folder, wheel.skip)
@@ -215,11 +234,12 @@ def _build(target: Path, downloads: Path, progress: Progress) -> None:
         "python": _debian.PYTHON,
         "qemu": {"version": version, "from": "packages" if (target / "host").is_dir() else str(_qemu.on_path())},
         "runtimes": {wheel.package: wheel.version for wheel in _wheels.RUNTIMES},
-        "packages": packages,
+        "packages": packages | llvm_packages,
+        "llvm_missing": llvm_missing,
         "wheels": {archive.name: wheel.sha256 for wheel, archive in zip(_wheels.WHEELS, wheels, strict=True)},
         "files": {},
     }
-    with _phase(progress, "first start", 4):
+    with _phase(progress, "first start", 5):
         _first_start(Installation(target, manifest))
     manifest["files"] = _inventory(target)
     (target / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
@@ -256,6 +276,26 @@ def _install_qemu(
     return _digests(archives)
 
 
+def _install_llvm(
+    folder: Path, downloads: Path, host: _debian.Host, sources: list[_debian.Source], progress: Progress
+) -> tuple[dict[str, str], str | None]:
+    """The packages' digests, and why there are none: models run without llvm, so its absence stops nothing."""
+    if _llvm.on_path():
+        return {}, None
+    choices = [[source.line(host.architecture)] for source in _debian.qemu_sources(sources, host)]
+    try:
+        archives = _fetch_from_first(
+            choices, host.architecture, _llvm.LIBRARIES, downloads, host, progress, alone=_llvm.PROGRAMS
+        )
+    except DeviceError as error:
+        progress.note(f"No latency will be predicted. {error}")
+        return {}, str(error)
+    _debian.unpack(archives, folder)
+    _llvm.keep_only_needed(folder)
+    _drop_unneeded(folder)
+    return _digests(archives), None
+
+
 def _fetch_from_first(
     choices: list[list[str]],
     architecture: str,
@@ -263,6 +303,7 @@ def _fetch_from_first(
     downloads: Path,
     host: _debian.Host,
     progress: Progress,
+    alone: tuple[str, ...] = (),
 ) -> list[Path]:
     """The packages, from the first mirror that has them; one that the user names comes first."""
     override = _debian.overriding_sources()
@@ -271,14 +312,14 @@ def _fetch_from_first(
         apt = _debian.Apt(downloads / str(index), architecture, lines)
         try:
             apt.update()
-            return apt.download(names, partial(progress.step, unit="bytes"))
+            return apt.download(names, partial(progress.step, unit="bytes"), alone)
         except DeviceError as error:
             reasons.append(f"{'; '.join(lines)}: {error}")
     tried = (
         f"Tried: {' | '.join(reasons)}" if reasons else f"apt's sources name no mirror of {host.codename} with main."
     )
     raise DeviceError(
-        f"The packages {', '.join(names)} for {architecture} cannot be had. {tried} Name a mirror: put its "
+        f"The packages {', '.join((*names, *alone))} for {architecture} cannot be had. {tried} Name a mirror: put its "
         f"sources.list lines for {architecture} into a file and set {_debian.SOURCES_VARIABLE} to its path"
         f"{_arm_hint(architecture, host)}."
     )
@@ -321,6 +362,8 @@ def _plan() -> str:
         _debian.ARM_PACKAGES,
         _debian.ARM_SUITES,
         _debian.QEMU_PACKAGES,
+        _llvm.LIBRARIES,
+        _llvm.PROGRAMS,
         UNNEEDED,
         _wheels.WHEELS,
     ]

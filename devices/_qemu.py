@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import re
 import shutil
@@ -37,6 +38,20 @@ def on_path() -> str | None:
                 if version((program,)) >= AT_LEAST:
                     return program
     return None
+
+
+def takes_plugins(folder: Path) -> bool:
+    """Whether the program loads plugins; a statically linked one cannot."""
+    return _takes_plugins(command(folder))
+
+
+@functools.cache
+def _takes_plugins(start: tuple[str, ...]) -> bool:
+    try:
+        finished = subprocess.run([*start, "--help"], capture_output=True, text=True, check=False, timeout=60)
+    except (OSError, subprocess.SubprocessError):
+        return False
+    return "-plugin" in finished.stdout
 
 
 def version(start: tuple[str, ...]) -> tuple[int, ...]:

@@ -8,6 +8,7 @@ samples to evaluate are shared out over several processes.
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import signal
@@ -46,6 +47,7 @@ class Launcher:
         cpu: the emulated core; None: what the probe finds.
         runtime: package to use; None: the one that is there.
         workers: processes that may share an evaluation; 1 where times matter.
+        delegate: shared library of the delegate to run models with; None: none.
     """
 
     command: tuple[str, ...]
@@ -55,6 +57,7 @@ class Launcher:
     cpu: str | None = None
     runtime: str | None = None
     workers: int = 1
+    delegate: str | None = None
 
 
 @contextlib.contextmanager
@@ -73,13 +76,13 @@ class ProbeSession:
 
     def run(self, model: Path | bytes, request: Request) -> Reply:
         """Run a .tflite as the request says; see `edgeprune.target.Session`."""
-        content = model if isinstance(model, bytes) else _read(model)
+        content = model if isinstance(model, bytes) else read_model(model)
         (self._folder / "model.tflite").write_bytes(content)
         shares = _shares(request, self._launcher.workers)
         with contextlib.ExitStack() as stack:
             children = [stack.enter_context(self._start(index, share)) for index, share in enumerate(shares)]
             answers = [child.answer(request.timeout_s) for child in children]
-        outputs = [_load_arrays(self._folder / f"outputs{index}.npz") for index in range(len(shares))]
+        outputs = [unpack((self._folder / f"outputs{index}.npz").read_bytes()) for index in range(len(shares))]
         joined = tuple(np.concatenate(parts) for parts in zip(*outputs, strict=True))
         return self._reply(answers[0], joined)
 
@@ -89,76 +92,102 @@ class ProbeSession:
             return child.answer(300)
 
     @contextlib.contextmanager
-    def _start(self, index: int, share: Request, model: str | None = "model.tflite") -> Iterator[_Child]:
+    def _start(self, index: int, share: Request, model: str | None = "model.tflite") -> Iterator[Child]:
         body = self._body(index, share) | {"model": model}
         path = self._folder / f"request{index}.json"
         path.write_text(json.dumps(body), encoding="utf-8")
-        with (self._folder / f"words{index}.txt").open("w+b") as words:
-            process = subprocess.Popen(
-                [*self._launcher.command, str(PROBE), str(path)],
-                cwd=self._folder,
-                env=dict(self._launcher.environment),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=words,
-                start_new_session=True,  # Ctrl-C reaches us, not it: we stop it, with all it has started
-            )
-            try:
-                yield _Child(process, Path(words.name))
-            finally:
-                _stop(process)
+        command = [*self._launcher.command, str(PROBE), str(path)]
+        with start(command, self._launcher.environment, self._folder, f"words{index}.txt") as child:
+            yield child
 
     def _body(self, index: int, share: Request) -> dict[str, Any]:
         inputs = None
         if share.inputs is not None:
             inputs = f"inputs{index}.npz"
-            arrays: dict[str, Any] = {str(number): array for number, array in enumerate(share.inputs)}
-            np.savez(self._folder / inputs, **arrays)
-        return {
-            "schema": _probe.SCHEMA,
-            "inputs": inputs,
-            "samples": share.samples,
-            "seed": share.seed,
-            "evaluate": share.evaluate,
-            "outputs": f"outputs{index}.npz",
-            "warmups": share.warmups,
-            "runs": share.runs,
-            "threads": share.threads or self._launcher.threads,
-            "runtime": self._launcher.runtime,
-            "resolver": share.resolver,
-        }
+            (self._folder / inputs).write_bytes(pack(share.inputs))
+        threads = share.threads or self._launcher.threads
+        words = body(share, threads, self._launcher.runtime) | {"delegate": self._launcher.delegate}
+        return words | {"inputs": inputs, "outputs": f"outputs{index}.npz"}
 
     def _reply(self, answer: dict[str, Any], outputs: tuple[Array, ...]) -> Reply:
-        emulated = self._launcher.kind == "emulated"
-        device = answer["device"] | ({"cpu": self._launcher.cpu} if self._launcher.cpu else {})
-        runtime = answer["runtime"]
-        metadata = {
-            "runtime": f"{runtime['package']} {runtime['version']}",
-            "cpu": device["cpu"],
-            "threads": answer["threads"],
-            "resolver": answer["resolver"],
-            "model_sha256": answer["model"]["sha256"],
-        }
-        return Reply(
-            kind=self._launcher.kind,
-            measurement=Measurement(
-                self._launcher.kind, _milliseconds(answer["samples_ns"]), _milliseconds(answer["warmups_ns"]), metadata
-            ),
-            inputs=_tensors(answer["inputs"]),
-            outputs_info=_tensors(answer["outputs"]),
-            outputs=outputs,
-            digests=tuple(sha256(np.ascontiguousarray(array).tobytes()).hexdigest() for array in outputs),
-            runtime=runtime,
-            device=device,
-            load_ms=None if emulated else answer["load_ns"] / 1e6,
-            arena_bytes=answer["arena"]["bytes"],
-            arena_how=answer["arena"]["how"],
-            peak_rss_bytes=None if emulated else answer["peak_rss_bytes"],
+        cpu = {"cpu": self._launcher.cpu} if self._launcher.cpu else {}
+        return reply_of(answer, outputs, self._launcher.kind, answer["device"] | cpu)
+
+
+def body(request: Request, threads: int, runtime: str | None) -> dict[str, Any]:
+    """A request in the probe's words, but for the names of files."""
+    return {
+        "schema": _probe.SCHEMA,
+        "samples": request.samples,
+        "seed": request.seed,
+        "evaluate": request.evaluate,
+        "warmups": request.warmups,
+        "runs": request.runs,
+        "threads": threads,
+        "runtime": runtime,
+        "resolver": request.resolver,
+    }
+
+
+def reply_of(
+    answer: dict[str, Any],
+    outputs: tuple[Array, ...],
+    kind: Kind,
+    device: dict[str, Any],
+    doubts: tuple[str, ...] = (),
+) -> Reply:
+    """The probe's answer as a `Reply`."""
+    emulated, runtime = kind == "emulated", answer["runtime"]
+    metadata = {
+        "runtime": f"{runtime['package']} {runtime['version']}",
+        "cpu": device["cpu"],
+        "threads": answer["threads"],
+        "resolver": answer["resolver"],
+        "model_sha256": answer["model"]["sha256"],
+    }
+    times = (milliseconds(answer["samples_ns"]), milliseconds(answer["warmups_ns"]))
+    return Reply(
+        kind=kind,
+        measurement=Measurement(kind, *times, metadata, doubts=doubts),
+        inputs=_tensors(answer["inputs"]),
+        outputs_info=_tensors(answer["outputs"]),
+        outputs=outputs,
+        digests=tuple(sha256(np.ascontiguousarray(array).tobytes()).hexdigest() for array in outputs),
+        runtime=runtime,
+        device=device,
+        load_ms=None if emulated else answer["load_ns"] / 1e6,
+        arena_bytes=answer["arena"]["bytes"],
+        arena_how=answer["arena"]["how"],
+        peak_rss_bytes=None if emulated else answer["peak_rss_bytes"],
+    )
+
+
+@contextlib.contextmanager
+def start(command: Sequence[str], environment: Mapping[str, str], folder: Path, words: str) -> Iterator[Child]:
+    """A child process that answers with one marked line; it is gone after the block, with all that it has started.
+
+    Args:
+        folder: where it works.
+        words: name of the file in it that takes its standard error.
+    """
+    with (folder / words).open("w+b") as stream:
+        process = subprocess.Popen(
+            command,
+            cwd=folder,
+            env=dict(environment),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=stream,
+            start_new_session=True,  # Ctrl-C reaches us, not it: we stop it, with all it has started
         )
+        try:
+            yield Child(process, folder / words)
+        finally:
+            _stop(process)
 
 
 @dataclass(frozen=True)
-class _Child:
+class Child:
     """A running probe, and the file that takes its standard error."""
 
     process: subprocess.Popen[bytes]
@@ -226,19 +255,28 @@ def _shares(request: Request, workers: int) -> list[Request]:
     ]
 
 
-def _read(path: Path) -> bytes:
+def read_model(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
         raise ArtefactError(f"{path} cannot be read: {error.strerror}. Give the path of a .tflite file.") from error
 
 
-def _load_arrays(path: Path) -> list[Array]:
-    with np.load(path, allow_pickle=False) as stored:
+def pack(arrays: Sequence[Array]) -> bytes:
+    """Arrays as the .npz that the probe reads."""
+    stream = io.BytesIO()
+    named: dict[str, Any] = {str(number): array for number, array in enumerate(arrays)}
+    np.savez(stream, **named)
+    return stream.getvalue()
+
+
+def unpack(data: bytes) -> list[Array]:
+    """Arrays of an .npz that the probe wrote."""
+    with np.load(io.BytesIO(data), allow_pickle=False) as stored:
         return [stored[key] for key in sorted(stored.files, key=int)]
 
 
-def _milliseconds(times_ns: Sequence[int]) -> tuple[float, ...]:
+def milliseconds(times_ns: Sequence[int]) -> tuple[float, ...]:
     return tuple(time / 1e6 for time in times_ns)
 
 

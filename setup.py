@@ -29,7 +29,7 @@ setup(
     package_dir={"edgeprune": "edgeprune", **ROOM},
     package_data={
         "edgeprune": ["py.typed", "templates/*"],
-        "edgeprune.devices": ["targets/*.yaml"],
+        "edgeprune.devices": ["_plugin.c", "targets/*.yaml", "accelerators/*.yaml", "latency/*.yaml"],
         "edgeprune.pipelines": ["recipes/*.yaml"],
     },
     entry_points={"console_scripts": ["edgeprune = edgeprune.cli:main"]},
@@ -64,6 +64,7 @@ setup(
             f'ai-edge-litert>=2.1.6,<2.3; python_version >= "3.12" and {BOARD}',
         ],
         "tfds": ["tensorflow-datasets>=4.9.9,<5"],
+        "bench": ["matplotlib>=3.9,<4"],
         "dev": [
             "pytest>=8,<10",
             "pytest-timeout>=2.3,<3",

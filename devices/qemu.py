@@ -1,20 +1,23 @@
 """Backend: the emulator. Models run on real Arm kernels, on the core that the target names; no time is a latency.
 
 Results (outputs, metric, agreement) are those of the board's runtime on Arm code. Wall time and peak memory are the
-emulator's own and are not reported. Needs ``edgeprune emulator install``, which needs no root.
+emulator's own and are not reported. What it can count is what an inference costs on the target's core, which
+`edgeprune.forecast` makes a latency of. Needs ``edgeprune emulator install``, which needs no root.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
 
 from edgeprune.devices._emulator import HOW, Installation, find, install, remove, status, unsupported
 from edgeprune.devices._session import ProbeSession, open_session
 from edgeprune.errors import DeviceError
 from edgeprune.target import Connection, Target
 
-__all__ = ["Installation", "find", "install", "remove", "session", "status", "unavailable"]
+__all__ = ["Installation", "count", "find", "install", "remove", "session", "status", "unavailable", "uncountable"]
 
 
 def unavailable(target: Target, connection: Connection) -> str | None:
@@ -55,3 +58,31 @@ def session(target: Target, connection: Connection) -> Iterator[ProbeSession]:
         raise DeviceError(f"'{target.name}' cannot be emulated: {reason}.")
     with open_session(installation.launcher(target.emulate.cpu, target.runtime.package)) as opened:
         yield opened
+
+
+# What a backend that can count offers (`edgeprune.forecast.Counter`); the counting stands on what is above.
+
+
+def uncountable(target: Target, runtime: str | None = None) -> str | None:
+    """None, or why the cycles of a runtime cannot be counted here, and what to do about it."""
+    from edgeprune.devices import _counting
+
+    return _counting.unavailable(target, runtime)
+
+
+def count(
+    model: Path,
+    target: Target,
+    runtime: str | None = None,
+    resolver: Literal["default", "without_delegates", "reference"] = "default",
+    by_op: bool = True,
+) -> Any:
+    """One inference on one thread of the target's core: instructions and cycles, of the whole and of each op.
+
+    Raises:
+        ArtefactError: the file cannot be read, or the runtime refuses it.
+        DeviceError: ``uncountable``, or the emulator failed.
+    """
+    from edgeprune.devices import _counting
+
+    return _counting.count(model, target, runtime, resolver, per_op=by_op)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+import runpy
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -20,8 +21,9 @@ from typing import Any, get_args
 import click
 from pydantic import BaseModel
 
-from edgeprune import catalogue, cli, files, recipe, registry, target
+from edgeprune import catalogue, cli, files, recipe, registry, sensitivity_view, target
 from edgeprune.data_options import DataOptions, PreprocessOptions
+from edgeprune.devices import _edgetpu_facts, _edgetpu_latency, _edgetpu_limits
 
 DOCS = Path(__file__).parent
 RESULTS = DOCS.parent / "benchmarks" / "results"
@@ -40,6 +42,8 @@ def pages() -> dict[Path, str]:
         text = path.read_text(encoding="utf-8")
         if BLOCK.search(text):
             found[path] = BLOCK.sub(lambda match: f"{match[1]}\n{BLOCKS[match['name']]().strip()}\n\n{match[3]}", text)
+    if DOCS / "league.md" in found and (RESULTS / "criteria_league.json").exists():
+        found[DOCS / "pictures" / "criteria_league.svg"] = _league("picture")(_results("criteria_league"))
     return found
 
 
@@ -111,6 +115,19 @@ def _family(family: str) -> Callable[[], str]:
     return lambda: _table(
         ("name", "what it is for"), [(f"`{name}`", text) for name, text in catalogue.describe(family).items()]
     )
+
+
+def _criteria() -> str:
+    """Every criterion, from its docstring and its parameters."""
+    rows = []
+    for name in registry.names("criteria"):
+        found = catalogue.criterion(name)
+        signals = ", ".join(f"`{signal}`" for signal in found.signals)
+        ranks = "weights, channels" if found.per_weight else "channels"
+        rows.append(
+            (f"`{name}`", found.purpose, f"`{found.equation}`", signals, found.cost, ranks, "; ".join(found.papers))
+        )
+    return _table(("name", "what it asks", "equation", "signals", "cost", "ranks", "paper"), rows)
 
 
 def _keys() -> str:
@@ -248,15 +265,215 @@ def _mlperf_tiny() -> str:
     return _table(head, rows)
 
 
+def _measured(name: str, draw: Callable[[Mapping[str, Any]], str], command: str) -> Callable[[], str]:
+    """A table of results, or what makes them where there are none yet."""
+
+    def block() -> str:
+        if not (RESULTS / f"{name}.json").exists():
+            return f"Not measured yet: `python benchmarks/{command}` does.\n"
+        return draw(_results(name))
+
+    return block
+
+
+def _surgery_cost(record: Mapping[str, Any]) -> str:
+    """Seconds and memory of the analysis and the surgery at full size."""
+    rows = [
+        (
+            name,
+            f"{row['params'] / 1e6:.1f} M",
+            f"{row['params_after'] / 1e6:.1f} M",
+            f"{row['groups_cut']} of {row['groups']}",
+            f"{row['seconds']['analysis']:.2f}",
+            f"{row['seconds']['surgery']:.1f}",
+            f"{row['cpu_seconds']['total']:.1f}",
+            f"{row['peak_above_gib']:.2f}",
+            f"{row['peak_gib']:.2f}",
+            f"{row['load']:.1f}",
+        )
+        for name, row in record["networks"].items()
+    ]
+    head = ("network", "parameters", "after", "groups cut", "analysis, s", "surgery and proof, s", "processor, s")
+    return _table((*head, "memory more, GiB", "memory, GiB", "load before"), rows)
+
+
+def _torch_pruning(record: Mapping[str, Any]) -> str:
+    """The criteria's numbers and the accuracy beside torch-pruning's."""
+    head = (
+        "ours",
+        "torch-pruning's",
+        "compared after",
+        "ranks agree",
+        "differ by",
+        "with what couples them",
+        "why they differ",
+    )
+    rows = [
+        (
+            f"`{row['ours']}`",
+            f"`{row['theirs']}`",
+            f"{row['change']} of ours" if row["change"] else "",
+            f"{row['kernels']['rank_correlation']:.3f}",
+            f"{row['kernels']['largest_difference']:.0e}",
+            f"{row['groups']['rank_correlation']:.3f}",
+            row["why"],
+        )
+        for row in record.get("criteria", [])
+    ]
+    accuracy = [
+        (
+            f"`{criterion}`",
+            side,
+            ", ".join(f"{row['metric']:.4f}" for row in rows.values()),
+            f"{sum(row['metric'] for row in rows.values()) / len(rows):.4f}",
+            ", ".join(f"{row['after_cut']:.3f}" for row in rows.values()),
+            ", ".join(f"{row['macs_share']:.3f}" for row in rows.values()),
+        )
+        for criterion, sides in record.get("accuracy", {}).items()
+        for side, rows in sides.items()
+        if rows
+    ]
+    words = ("criterion", "cut by", "accuracy of each seed", "mean", "before fine-tuning", "share of MACs left")
+    runs = _table(words, accuracy) if accuracy else "No network has been cut and fine-tuned on both sides yet.\n"
+    return f"{_table(head, rows)}\n{runs}"
+
+
+def _shrink_curves(record: Mapping[str, Any]) -> str:
+    """Accuracy and cost of every share of every network, over the seeds that are there."""
+    head = ("network", "MACs asked", "seeds", "float", "int8, shrunk", "drop, each seed")
+    rows = [
+        (name, f"{float(share):g}", str(len(seeds)), *_curve_point(cells, found["float"], seeds))
+        for name, found in record["networks"].items()
+        for share, cells in sorted(found["cells"].items(), key=lambda item: -float(item[0]))
+        if (seeds := sorted(set(cells) & set(found["float"]), key=int))
+    ]
+    settings = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in record["settings"].items())
+    table = _table((*head, "MACs", "raw", "gzip", "arena"), rows) if rows else "No cell has a reference yet.\n"
+    return f"{table}\nSettings: {settings}; data: {record['data']}.\n"
+
+
+def _curve_point(
+    cells: Mapping[str, Mapping[str, Any]], floats: Mapping[str, Mapping[str, Any]], seeds: list[str]
+) -> tuple[str, ...]:
+    """Mean metrics, the drops, and how many times less the cut file costs than the uncompressed int8 file."""
+    costs = ("macs", "size_bytes", "size_gzip_bytes", "arena_bytes")
+    times = [sum(floats[seed][cost] / cells[seed][cost] for seed in seeds) / len(seeds) for cost in costs]
+    means = [sum(rows[seed]["metric"] for seed in seeds) / len(seeds) for rows in (floats, cells)]
+    drops = ", ".join(f"{floats[seed]['metric'] - cells[seed]['metric']:+.4f}" for seed in seeds)
+    return (*(f"{mean:.4f}" for mean in means), drops, *(f"{factor:.2f}x" for factor in times))
+
+
+def _sensitivity(record: Mapping[str, Any]) -> str:
+    """The demo's groups against ratios, and what the chosen ratios do at once."""
+    rows = [
+        (
+            f"`{row.name}`",
+            row.channels,
+            *(f"{cell.metric}, saves {cell.saved}" if cell else "" for cell in row.cells),
+            f"{record['chosen'].get(row.name, 0.0):g}",
+        )
+        for row in sensitivity_view.rows(record)
+    ]
+    head = ("group", "channels", *(f"{ratio:g}" for ratio in record["ratios"]), f"within {record['max_drop']:g}")
+    words = [sensitivity_view.summary(record), sensitivity_view.resolution(record), sensitivity_view.together(record)]
+    cells = "In each cell the accuracy, and the share of all MACs that the cut saves."
+    return f"{_table(head, rows)}\n{cells} {' '.join(filter(None, words))}\n"
+
+
+def _league(function: str) -> Callable[[Mapping[str, Any]], str]:
+    """A function of ``league.py``; this page generator may be run or imported from anywhere."""
+    found: Callable[[Mapping[str, Any]], str] = runpy.run_path(str(Path(__file__).with_name("league.py")))[function]
+    return found
+
+
+def _coral_ops() -> str:
+    """Every op that the Edge TPU takes, with its limits in words."""
+    rows = []
+    for op, known in _edgetpu_facts.facts().ops.items():
+        limits = [(getattr(_edgetpu_limits, name).__doc__ or "").split("\n\n")[0] for name in known.limits]
+        rows.append((f"`{op}`", str(known.runtime or ""), " ".join(limits)))
+    return _table(("op", "Edge TPU runtime from", "limits"), rows)
+
+
+def _coral_latency() -> str:
+    """What the published networks take, and what was predicted without them."""
+    fitted = _edgetpu_latency.constants()
+    rows = [
+        (name, row["device"], f"{row['published_ms']:g}", f"{row['left_out_ms']:.3g}", _off(row))
+        for name, judged in fitted.networks.items()
+        for row in judged
+        if row["left_out_ms"] is not None
+    ]
+    per_host = ", ".join(f"{host.title}: {host.error.mean_pct:.3g} %" for host in fitted.hosts.values())
+    words = f"Mean error {fitted.error.mean_pct:.3g} %, worst {fitted.error.worst_pct:.3g} % ({per_host})."
+    return f"{_table(('network', 'on', 'published, ms', 'predicted, ms', 'error'), rows)}\n\n{words}"
+
+
+def _latency(record: Mapping[str, Any]) -> str:
+    """Published latencies of the CPU, predicted by constants that were fitted on other families."""
+    fits = record["constants"]["fits"]
+    judged = [
+        (precision, family, str(error["figures"]), f"{error['mape_pct']:.1f} %", f"{error['worst_pct']:.1f} %")
+        for precision, fit in fits.items()
+        for family, error in [*fit["families"].items(), ("**all**", fit["error"])]
+    ]
+    rows = [
+        (
+            f"`{row['name']}`",
+            f"{row['cycles'] / 1e6:.1f} M",
+            f"{row['published_ms']:g}",
+            f"{row['left_out_ms']:.3g}",
+            _off(row),
+        )
+        for row in record["rows"]
+    ]
+    terms = "; ".join(
+        f"{precision}: compute {fit['terms']['compute']:.3g}, fixed {fit['terms']['fixed_ms']:.2g} ms, rank correlation "
+        f"{fit['error']['rank_correlation']:.3f}, from shapes alone {fit['analytic_error']['mape_pct']:.1f} %"
+        for precision, fit in fits.items()
+    )
+    others = "; ".join(
+        f"{name}: "
+        + ", ".join(f"{kind} {tried[name]['mape_pct']:.1f} %" for kind, tried in record["other_models"].items())
+        for name in next(iter(record["other_models"].values()))
+    )
+    first = _table(("precision", "left out", "figures", "mean error", "worst"), judged)
+    second = _table(("network", "cycles", "published, ms", "predicted, ms", "error"), rows)
+    return f"{first}\n{terms}. Tried instead, in the same way: {others}.\n\n{second}"
+
+
+def _analytic(record: Mapping[str, Any]) -> str:
+    """Cycles from shapes against counted ones."""
+    rows = [
+        (name, str(error["figures"]), f"{error['mape_pct']:.1f} %", f"{error['worst_pct']:.1f} %")
+        for name, error in record["errors"].items()
+    ]
+    return _table(("kernels", "networks", "mean error of the cycles", "worst"), rows)
+
+
+def _off(row: Mapping[str, Any]) -> str:
+    return f"{100 * (row['left_out_ms'] / row['published_ms'] - 1):+.0f} %"
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
+    "analytic": _measured("analytic", _analytic, "analytic_fit.py --table rpi4_latency.csv"),
+    "latency": _measured("latency", _latency, "latency_fit.py rpi4_latency.csv"),
+    "coral-latency": _coral_latency,
+    "coral-ops": _coral_ops,
+    "criteria-league": _measured("criteria_league", _league("tables"), "criteria_league.py mnist.npz cifar10.npz"),
+    "sensitivity": _measured("sensitivity", _sensitivity, "sensitivity.py"),
+    "shrink-curves": _measured("shrink_curves", _shrink_curves, "shrink_curves.py"),
+    "surgery-cost": _measured("surgery_cost", _surgery_cost, "surgery_cost.py"),
+    "torch-pruning": _measured("torch_pruning", _torch_pruning, "torch_pruning.py"),
     "mlperf-tiny": _mlperf_tiny,
     "zoo": _zoo,
+    "criteria": _criteria,
     "example": lambda: f"```yaml\n{recipe.EXAMPLE}```",
     "keys": _keys,
     "rewrites": _rewrites,
     "stages": _stages,
     "targets": _targets,
-    **{family: _family(family) for family in registry.families() if family not in ("stages", "targets")},
+    **{family: _family(family) for family in registry.families() if family not in ("criteria", "stages", "targets")},
 }
 
 
@@ -268,6 +485,7 @@ def main() -> int:
             click.echo(f"docs/{path.name} is out of date; write it anew with: make docs", err=True)
         return 1 if stale else 0
     for path, text in pages().items():
+        path.parent.mkdir(exist_ok=True)
         files.write_text_atomic(path, text)
         click.echo(f"wrote docs/{path.name}")
     return 0

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import edgeprune
-from edgeprune import data as datasets
 from edgeprune import (
+    boards,
     data_fit,
     files,
     metrics,
@@ -26,6 +26,7 @@ from edgeprune import (
     report_html,
     yaml_files,
 )
+from edgeprune import data as datasets
 from edgeprune import target as targets
 from edgeprune.errors import DataError, RunFolderError
 
@@ -84,7 +85,7 @@ def build(
     max_drop: float | None = None,
     max_size_kib: float | None = None,
     max_latency_ms: float | None = None,
-    board: str | None = None,
+    board: str | Sequence[str] | None = None,
     resume: bool = False,
     force: bool = False,
     trust: bool = False,
@@ -101,13 +102,14 @@ def build(
             folder, ``module:function``, or a name of ``edgeprune list models``; None: the demo. It is never changed.
         data: arrays, ``tf.data``, a path, ``keras:name`` ... (see ``edgeprune.data.load``); None: the built-in model's own.
         target: a name of ``edgeprune list targets`` or the path of a target's ``.yaml``; None: ``rpi4``.
-        recipe: a name of ``edgeprune list recipes``, a path, or a mapping with the same keys; None: ``poly50``.
+        recipe: a name of ``edgeprune list recipes``, a path, or a mapping with the same keys; None: the one that suits the target.
         out: the run folder; None: ``runs/MODEL-TARGET-RECIPE`` in the current folder.
         overrides: dotted path in the recipe -> value.
         max_drop: largest loss of the metric against the float model, in the metric's own unit.
         max_size_kib: largest size of the .tflite file, KiB.
         max_latency_ms: largest latency on the target, ms.
-        board: ``user@host`` of a real board.
+        board: ``user@host`` of a real board, or its name in the user's boards.yaml; of several the first is the one that
+            is judged on, and the latency on the others is told.
         resume: go on with the interrupted build in ``out``: its own model, data source, target and recipe. Live data has
             to be given again.
         force: replace a run that is already in ``out``.
@@ -132,7 +134,7 @@ def build(
                 model,
                 data,
                 target or DEFAULT_TARGET,
-                _recipe(recipe, changes),
+                _recipe(_given(recipe, target), changes),
                 out,
                 board,
                 force,
@@ -167,8 +169,13 @@ def _progress() -> progress.Progress:
     return progress.choose()
 
 
-def _recipe(source: str | Path | Mapping[str, Any] | None, changes: Mapping[str, Any]) -> recipe.Recipe:
-    return recipe.load(recipe.DEFAULT if source is None else source, changes)
+def _given(source: str | Path | Mapping[str, Any] | None, target: str | None) -> str | Path | Mapping[str, Any]:
+    """The recipe that the user names, else the target's own."""
+    return source if source is not None else targets.recipe_for(target or DEFAULT_TARGET) or recipe.DEFAULT
+
+
+def _recipe(source: str | Path | Mapping[str, Any], changes: Mapping[str, Any]) -> recipe.Recipe:
+    return recipe.load(source, changes)
 
 
 def _fresh(
@@ -177,7 +184,7 @@ def _fresh(
     target: str,
     chosen: recipe.Recipe,
     out: str | Path | None,
-    board: str | None,
+    board: str | Sequence[str] | None,
     force: bool,
     trust: bool,
     shown: progress.Progress,
@@ -185,9 +192,9 @@ def _fresh(
 ) -> pipeline.Run:
     """Check everything that was given, then make the run folder; nothing is written before all of it is right."""
     facts = targets.load(registry.file("targets", target))
-    profiling.backend(
-        targets.connection(facts, board)
-    )  # a word that no backend answers to is said now, not after the training
+    profiling.rehearse(
+        facts, _connections(facts, board)
+    )  # a board that is not there is said now, not after the training
     word, home = _model_word(model)
     folder = Path(out) if out else Path("runs") / f"{Path(word).stem}-{facts.name}-{chosen.name}"
     _check_free(folder, force)
@@ -200,7 +207,7 @@ def _fresh(
     live, trained = _load_model(model, word, trust, chosen.seed, notes)
     for note in notes:
         shown.note(note)
-    samples = _fitting(samples, live)
+    samples = fitting(samples, live)
     metric = _metric(samples, chosen)
     source = home if data is None else data
     words = _Words(
@@ -208,7 +215,7 @@ def _fresh(
         data=source if isinstance(source, str) else str(source) if isinstance(source, Path) else None,
         target=target,
         trained=trained,
-        digest=_digest(live),
+        digest=model_digest(live),
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         command=command,
         notes=notes,
@@ -224,7 +231,7 @@ def _resumed(
     target: str | None,
     source: Any,
     changes: Mapping[str, Any],
-    board: str | None,
+    board: str | Sequence[str] | None,
     trust: bool,
     shown: progress.Progress,
 ) -> pipeline.Run:
@@ -253,8 +260,9 @@ def _resumed(
     samples = datasets.load(origin, kept.file.data, kept.seed, shown)
     from edgeprune.keras import intake
 
-    samples = _fitting(samples, intake.load_own(folder / MODEL_FILE))
+    samples = fitting(samples, intake.load_own(folder / MODEL_FILE))
     facts = targets.load(registry.file("targets", words.target))
+    profiling.rehearse(facts, _connections(facts, board))
     return _run(folder, words, kept, facts, samples, _metric(samples, kept), board, trust, shown)
 
 
@@ -265,10 +273,11 @@ def _run(
     facts: targets.Target,
     samples: datasets.Data,
     metric: metrics.Metric,
-    board: str | None,
+    board: str | Sequence[str] | None,
     trust: bool,
     shown: progress.Progress,
 ) -> pipeline.Run:
+    judge, *others = _connections(facts, board)
     inputs = {**words._asdict(), "fingerprint": samples.fingerprint, "metric": metric.title}
     keyed = ("digest", "fingerprint", "trained", "target", "metric")
     return pipeline.Run(
@@ -280,9 +289,18 @@ def _run(
         progress=shown,
         inputs={name: inputs[name] for name in keyed},
         about=inputs,
-        connection=targets.connection(facts, board),
+        connection=judge,
+        others=tuple(others),
         trust=trust,
     )
+
+
+def _connections(facts: targets.Target, board: str | Sequence[str] | None) -> list[targets.Connection]:
+    """The board that is judged on, then the others; without one, what the target runs on."""
+    words = [board] if isinstance(board, str) else list(board or [])
+    for word in words:
+        boards.target(word, facts.name, facts.name)
+    return [targets.connection(facts, word) for word in words] or [targets.connection(facts)]
 
 
 def _model_word(model: Any) -> tuple[str, str | None]:
@@ -310,7 +328,7 @@ def _load_model(model: Any, word: str, trust: bool, seed: int, notes: list[str])
     return intake.named(word, trust, notes.append)
 
 
-def _fitting(samples: datasets.Data, model: Any) -> datasets.Data:
+def fitting(samples: datasets.Data, model: Any) -> datasets.Data:
     """The data as the model takes it."""
     ports = [
         [
@@ -326,7 +344,7 @@ def _metric(samples: datasets.Data, chosen: recipe.Recipe) -> metrics.Metric:
     return metrics.judging(samples.tasks, chosen.file.metric, chosen.file.metric_output)
 
 
-def _digest(model: Any) -> str:
+def model_digest(model: Any) -> str:
     """sha256 of architecture and weights."""
     digest = hashlib.sha256(model.to_json().encode())
     for weight in model.get_weights():

@@ -25,7 +25,7 @@ from edgeprune import channel_rules, registry
 from edgeprune.channel_rules import AxisKey, Graph, Node, Shape, Use
 from edgeprune.errors import CutError
 
-__all__ = ["Coupling", "Cut", "Graph", "Group", "Member", "Node", "Use", "apply", "couple", "shapes"]
+__all__ = ["Coupling", "Cut", "Graph", "Group", "Member", "Node", "Use", "apply", "couple", "kept", "shapes"]
 
 Cut = Mapping[str, Sequence[int]]  # group -> the units that are kept
 
@@ -160,10 +160,10 @@ def apply(coupling: Coupling, cut: Cut) -> dict[AxisKey, np.ndarray]:
         NameUnknown: no such group.
         CutError: the group cannot be cut, a unit is not there or named twice, or a layer would be left empty.
     """
-    kept = _kept(coupling, cut)
+    staying = kept(coupling, cut)
     remaining = {}
     for key, classes in coupling.axes.items():
-        mask = kept[classes]
+        mask = staying[classes]
         if not mask.all():
             remaining[key] = np.flatnonzero(mask)
     _check_not_empty(remaining)
@@ -173,24 +173,24 @@ def apply(coupling: Coupling, cut: Cut) -> dict[AxisKey, np.ndarray]:
 def shapes(coupling: Coupling, cut: Cut) -> dict[str, Shape]:
     """The shape of every tensor (without the batch) after the cut; raises as ``apply`` does."""
     apply(coupling, cut)
-    kept = _kept(coupling, cut)
+    staying = kept(coupling, cut)
     after = dict(coupling.graph.tensors)
     for name, (axis, classes) in coupling.tensors.items():
         if after[name][axis] is not None:
-            after[name] = (*after[name][:axis], int(kept[classes].sum()), *after[name][axis + 1 :])
+            after[name] = (*after[name][:axis], int(staying[classes].sum()), *after[name][axis + 1 :])
     return after
 
 
-def _kept(coupling: Coupling, cut: Cut) -> np.ndarray:
-    """Class -> whether it stays; the cut is checked."""
+def kept(coupling: Coupling, cut: Cut) -> np.ndarray:
+    """Class -> whether it stays. The groups and units are checked as by ``apply``, layers that are left empty are not."""
     numbers = {group.name: number for number, group in enumerate(coupling.groups)}
-    kept = np.ones(len(coupling.group_of), dtype=bool)
+    staying = np.ones(len(coupling.group_of), dtype=bool)
     for name, units in cut.items():
         group = coupling.group(name)
         chosen = _checked(group, units)
         classes = np.flatnonzero(coupling.group_of == numbers[name])
-        kept[classes] = np.isin(coupling.unit_of[classes], chosen)
-    return kept
+        staying[classes] = np.isin(coupling.unit_of[classes], chosen)
+    return staying
 
 
 def _checked(group: Group, units: Iterable[int]) -> np.ndarray:

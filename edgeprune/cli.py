@@ -1,5 +1,5 @@
 """The command line: parse, call one function, print. Whatever a command needs is imported inside it, so that ``--help``
-answers at once and nothing but ``build``, ``verify``, and ``inspect`` and ``check`` of a model ever waits for TensorFlow.
+answers at once and nothing but ``build``, ``verify``, ``sensitivity``, and ``inspect`` and ``check`` of a model ever waits for TensorFlow.
 
 Exit codes: 0 done, 1 a named error, 2 usage, 3 unexpected (with a log file), 4 a budget was missed, 130 interrupted.
 """
@@ -12,12 +12,12 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 import edgeprune
-from edgeprune import cli_emulator
+from edgeprune import cli_emulator, cli_sensitivity
 from edgeprune.cli_options import (
     BUDGET_MISSED,
     DONE,
@@ -40,6 +40,9 @@ from edgeprune.cli_options import (
     trust,
 )
 from edgeprune.errors import EdgepruneError
+
+if TYPE_CHECKING:
+    from edgeprune.target import Target
 
 FAMILIES = ("backends", "criteria", "models", "recipes", "schedules", "stages", "targets")
 
@@ -83,7 +86,7 @@ def cli() -> None:
     \b
       edgeprune build --target rpi4                                     the built-in demo
       edgeprune build model.h5 --data data.npz --target rpi4            your own
-      edgeprune report runs/model-rpi4-poly50                             what came out
+      edgeprune report runs/model-rpi4-rpi4                              what came out
 
     Exit codes: 0 done, 1 a named error, 2 usage, 3 unexpected (with a log file), 4 a budget was missed, 130 interrupted
     (go on with --resume).
@@ -94,7 +97,9 @@ def cli() -> None:
 @click.argument("model", required=False)
 @click.option("--data", metavar="DATA", help=data_help)
 @click.option("--target", metavar="TARGET", shell_complete=members("targets"), help=f"{target_help}  [default: rpi4]")
-@click.option("--recipe", metavar="RECIPE", shell_complete=members("recipes"), help=f"{recipe_help}  [default: poly50]")
+@click.option(
+    "--recipe", metavar="RECIPE", shell_complete=members("recipes"), help=f"{recipe_help}  [default: the target's]"
+)
 @click.option("--out", metavar="DIR", help="The run folder.  [default: runs/MODEL-TARGET-RECIPE]")
 @click.option(
     "--set",
@@ -161,27 +166,55 @@ def build(command: str, as_json: bool, quiet: bool, **words: Any) -> int:
 @target_or_rpi4
 @board
 @click.option("--threads", type=click.IntRange(1), metavar="N", help="Threads to run it with.  [default: the target's]")
+@click.option(
+    "--built-in",
+    is_flag=True,
+    help="With the runtime's built-in kernels, where it would take a delegate's (XNNPACK, for float models).",
+)
 @as_json
-def profile(file: str, target: str, board: str | None, threads: int | None, as_json: bool) -> None:
-    """Run a .tflite on a target's kernels.
+@click.pass_context
+def profile(
+    context: click.Context,
+    file: str,
+    target: str,
+    board: Sequence[str] | None,
+    threads: int | None,
+    built_in: bool,
+    as_json: bool,
+) -> int:
+    """Say how long a .tflite takes on a target, and where the time goes, op by op.
 
-    On a board it is measured; on its emulator everything but the latency, which emulation does not tell.
+    On a board it is measured. Without one it runs on the target's emulator, and the latency is predicted from the cycles that
+    it takes there, with the error that was validated on published latencies; without the emulator, from its shapes. Several
+    boards are measured at once; one that fails is named (exit 1), and the others are shown all the same.
 
     \b
     Examples:
       edgeprune profile model.tflite --target rpi4
       edgeprune profile model.tflite --target rpi4 --board pi@raspberrypi.local --threads 4 --json
+      edgeprune profile model.tflite --board kitchen --board garden
     """
-    from edgeprune import profiling, progress, registry, tables
+    from edgeprune import boards, profiling, progress, registry, tables
     from edgeprune import target as targets
 
-    facts = targets.load(registry.file("targets", target))
+    given = target if context.get_parameter_source("target") == click.core.ParameterSource.COMMANDLINE else None
+    named = [boards.target(word, given, target) for word in board or ()]
     shown = progress.choose(json=as_json)
+    resolver: Any = "without_delegates" if built_in else "default"
+    if len(named) > 1:
+        from edgeprune import fleet
+
+        found = fleet.profile(Path(file), fleet.places(board or (), named), threads, shown, resolver=resolver)
+        show({"boards": found}, as_json, tables.profiles)
+        return NAMED_ERROR if any("error" in figures for figures in found) else DONE
+    facts = targets.load(registry.file("targets", named[0] if named else target))
     try:
-        figures = profiling.profile(Path(file), facts, targets.connection(facts, board), threads, shown)
+        place = targets.connection(facts, board[0] if board else None)
+        figures = profiling.profile(Path(file), facts, place, threads, shown, resolver=resolver)
     finally:
         shown.close()
     show(figures, as_json, tables.profile)
+    return DONE
 
 
 @cli.command()
@@ -224,32 +257,55 @@ def inspect(file: str, groups: bool, trust: bool, as_json: bool) -> None:
 @click.argument("file", metavar="MODEL|FILE.tflite")
 @target_or_rpi4
 @click.option("--data", metavar="DATA", help=f"Samples for the ranges; without it seeded noise. {data_help}")
+@click.option(
+    "--require-mapped",
+    is_flag=True,
+    help="Of a .tflite, on a target with an accelerator: exit with 4 when an op stays on the CPU.",
+)
 @trust
 @as_json
-def check(file: str, target: str, data: str | None, trust: bool, as_json: bool) -> None:
+def check(file: str, target: str, data: str | None, require_mapped: bool, trust: bool, as_json: bool) -> int:
     """Say what becomes of every layer on the way to int8, and why not.
 
     Of a Keras model: whether each layer can be pruned, can lose channels, is trained with fake quantizers, and is int8 in
     the file; for that the model is converted once, untrained. Of a .tflite file: which ops are int8, which are not,
-    and what breaks the int8 guarantee.
+    and what breaks the int8 guarantee; on a target with an accelerator also which ops it takes, why not the others and what to
+    change, the memory that takes, and the predicted latency.
 
     \b
     Examples:
       edgeprune check model.keras --target rpi4
       edgeprune check runs/demo/model.tflite --json
+      edgeprune check runs/demo/model.tflite --target coral-usb --require-mapped
     """
     from edgeprune import registry, tables
     from edgeprune import target as targets
 
     facts = targets.load(registry.file("targets", target))
     if file.endswith(".tflite"):
-        from edgeprune import checking
+        return _check_file(Path(file), facts, require_mapped, as_json)
+    if require_mapped:
+        raise click.UsageError("--require-mapped goes with a .tflite file.")
+    from edgeprune.keras import check as checks
 
-        show(checking.check(Path(file), facts), as_json, tables.check_file)
-    else:
-        from edgeprune.keras import check as checks
+    show(checks.check(file, facts, trust, data), as_json, tables.check_model)
+    return DONE
 
-        show(checks.check(file, facts, trust, data), as_json, tables.check_model)
+
+def _check_file(path: Path, target: Target, require_mapped: bool, as_json: bool) -> int:
+    """Of a .tflite: on an accelerator where the target has one."""
+    from edgeprune import checking, tables, tables_accelerator
+
+    if require_mapped and target.delegate is None:
+        raise click.UsageError(
+            f"--require-mapped goes with a target that has an accelerator, and '{target.name}' has none."
+        )
+    found = checking.check(path, target)
+    show(found, as_json, tables.check_file if target.delegate is None else tables_accelerator.check)
+    left = found["summary"].get("cpu", 0)
+    if require_mapped and left:
+        return say(f"{left} of {found['summary']['ops']} ops stay on the CPU (--require-mapped).", BUDGET_MISSED)
+    return DONE
 
 
 @cli.command()
@@ -405,7 +461,9 @@ def doctor(as_json: bool) -> int:
 )
 @click.option("--data", metavar="DATA", help=f"{data_help}  [default: the folder's only .npz]")
 @click.option("--target", metavar="TARGET", shell_complete=members("targets"), help=f"{target_help}  [default: rpi4]")
-@click.option("--recipe", metavar="RECIPE", shell_complete=members("recipes"), help=f"{recipe_help}  [default: poly50]")
+@click.option(
+    "--recipe", metavar="RECIPE", shell_complete=members("recipes"), help=f"{recipe_help}  [default: the target's]"
+)
 @click.option("--force", is_flag=True, help="Replace the edgeprune.yaml that is there.")
 def init(force: bool, **words: str | None) -> None:
     """Write a commented edgeprune.yaml.
@@ -422,3 +480,4 @@ def init(force: bool, **words: str | None) -> None:
 
 
 cli.add_command(cli_emulator.emulator)
+cli.add_command(cli_sensitivity.sensitivity)

@@ -61,7 +61,13 @@ def overrides(_context: click.Context, _parameter: click.Parameter, words: Seque
 
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON to standard output.")
-board = click.option("--board", metavar="USER@HOST", help="Run on this board (ssh), not on the emulator.")
+board = click.option(
+    "--board",
+    metavar="USER@HOST",
+    multiple=True,
+    callback=lambda _context, _parameter, words: words or None,
+    help="Run on this board (ssh), not on the emulator; an address, or a name in ~/.config/edgeprune/boards.yaml; repeatable.",
+)
 trust = click.option("--trust", is_flag=True, help="Load a model that holds code of its author's (Lambda layers).")
 target_help = "Where it will run: a name of `edgeprune list targets`, or a .yaml file."
 target_or_rpi4 = click.option(

@@ -14,12 +14,16 @@
     ├── ConversionError       the converter refused, crashed, or gave something else than asked
     ├── ArtefactError         a .tflite that cannot be read, or does not hold what it must
     ├── DeviceError           a board, an emulator or a runtime that did not do what was asked
+    │   └── CutShort          a measurement that ended early; has what was measured until then
     └── MissingDependency     something to install, with the command that installs it
 
 Every message says what was given, what was expected, and how to fix it.
 """
 
 from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
 
 
 class EdgepruneError(Exception):
@@ -68,6 +72,20 @@ class ArtefactError(EdgepruneError):
 
 class DeviceError(EdgepruneError):
     """A board, an emulator or a runtime that did not do what was asked."""
+
+
+class CutShort(DeviceError):
+    """A measurement that ended early: a lost connection, a reboot, a timeout.
+
+    Args:
+        measurement: a `edgeprune.measurement.Measurement` of what was measured until then; None: nothing was.
+        path: the file that it is kept in.
+    """
+
+    def __init__(self, message: str, measurement: Any = None, path: Path | None = None) -> None:
+        super().__init__(message)
+        self.measurement = measurement
+        self.path = path
 
 
 class MissingDependency(EdgepruneError):

@@ -8,7 +8,7 @@ The JSON format is versioned. After pyperf (https://pyperf.readthedocs.io).
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal
@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from edgeprune.errors import DeviceError
 
-SCHEMA = 1  # 1: first
+SCHEMA = 2  # 1: first; 2: doubts
 Kind = Literal["measured", "emulated", "predicted"]
 KINDS: tuple[Kind, ...] = ("measured", "emulated", "predicted")
 
@@ -37,6 +37,7 @@ class Measurement:
         warmups_ms: the invocations before, ms.
         metadata: what must be equal before two measurements may be compared: runtime, threads, cpu, ...
         error_pct: of a prediction: its validated error, percent.
+        doubts: what happened on the board that makes its times doubtful, such as throttling; sentences without a full stop.
     """
 
     kind: Kind
@@ -44,6 +45,7 @@ class Measurement:
     warmups_ms: tuple[float, ...] = ()
     metadata: Mapping[str, Any] = field(default_factory=dict)
     error_pct: float | None = None
+    doubts: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -104,7 +106,7 @@ class Measurement:
             "p90_ms": self.p90_ms,
             "runs": len(self.samples_ms),
             "spread": self.spread,
-            "warning": self.unstable,
+            "warning": "; ".join([*self.doubts, *([self.unstable] if self.unstable else [])]) or None,
         }
 
     def to_json(self) -> str:
@@ -122,9 +124,14 @@ class Measurement:
         try:
             data = json.loads(text)
             schema = data.pop("schema")
-            if schema != SCHEMA:
-                raise ValueError(f"schema {schema}; this version reads schema {SCHEMA}")
-            return cls(**{**data, "samples_ms": tuple(data["samples_ms"]), "warmups_ms": tuple(data["warmups_ms"])})
+            if schema not in range(1, SCHEMA + 1):
+                raise ValueError(f"schema {schema}; this version reads up to schema {SCHEMA}")
+            lists = {
+                "samples_ms": data["samples_ms"],
+                "warmups_ms": data["warmups_ms"],
+                "doubts": data.get("doubts", ()),
+            }
+            return cls(**{**data, **{name: tuple(values) for name, values in lists.items()}})
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise DeviceError(f"This is not a measurement that edgeprune wrote: {error}. Measure again.") from error
 
@@ -144,6 +151,7 @@ class Request:
         threads: None: what the target names (under an emulator, where more threads only wait for each other: one).
         resolver: which kernels: ``default``, ``without_delegates``, ``reference``.
         timeout_s: longest wait for the answer, seconds.
+        report: told how many of how many are through, and of what ("bytes", "runs"); where it raises, the run ends.
     """
 
     inputs: tuple[npt.NDArray[Any], ...] | None = None
@@ -155,6 +163,7 @@ class Request:
     threads: int | None = None
     resolver: Literal["default", "without_delegates", "reference"] = "default"
     timeout_s: float = 1800.0
+    report: Callable[[float, float, str], None] | None = None
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,7 @@ class Run:
         inputs: digests of model and data and whatever else the stages' results depend on; part of every stage's key.
         about: how it was asked for (model, data, command), for the report; no result depends on it.
         connection: how the target is reached: a board, its emulator, this machine.
+        others: more boards of the same kind, whose latency is told beside it.
         trust: whether the user vouches for code inside the model file.
     """
 
@@ -59,6 +60,7 @@ class Run:
     inputs: Mapping[str, Any]
     about: Mapping[str, Any] = field(default_factory=dict)
     connection: Connection = field(default_factory=lambda: Connection("local"))
+    others: tuple[Connection, ...] = ()
     trust: bool = False
 
     @property

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from edgeprune import registry, tflite
+from edgeprune import accelerator, forecast, registry, tflite
 from edgeprune.data import Split, strata, stratified
 from edgeprune.errors import DeviceError
 from edgeprune.inference import Runner
@@ -28,18 +29,24 @@ def profile(
     progress: Progress,
     warmups: int = WARMUPS,
     runs: int = RUNS,
+    resolver: forecast.Resolver = "default",
 ) -> dict[str, Any]:
     """Latency, memory and output digests of a model on a target, with seeded random inputs.
+
+    On a board the latency is measured. On an emulator, whose times mean nothing, the model runs once, and its latency is
+    predicted (`edgeprune.forecast`); where there is no emulator it is predicted from the model's shapes alone.
 
     Args:
         path: the ``.tflite`` file.
         connection: a board, or what the target runs on without one.
         threads: None: what the target names.
         progress: told when the run begins.
-        warmups, runs: invocations before and during timing; under an emulator, where times mean nothing, one run is made.
+        warmups, runs: invocations before and during timing.
+        resolver: which of the runtime's kernels.
 
     Returns:
-        ``profile --json``: ``latency`` as in report.json, ``runtime``, memory, digests, and one entry per op.
+        ``profile --json``: ``latency`` as in report.json, ``runtime``, memory, digests, and one entry per op; of a
+        prediction all of `forecast.forecast`, and ``runtimes``: the same model under this and the other ones.
 
     Raises:
         DeviceError: the target cannot be run here; the reason and what to do about it.
@@ -47,22 +54,50 @@ def profile(
     """
     file = tflite.read(path)
     device = backend(connection)
+    about = {"target": target.name, "size_bytes": file.size_bytes, "macs": tflite.macs(file)}
     reason = device.unavailable(target, connection)
     if reason:
-        raise DeviceError(f"'{target.name}' cannot be run: {reason}.")
+        return about | _unrun(path, target, connection, threads, resolver, reason)
     started = time.monotonic()
     progress.stage(f"profile on {target.name}", 1, 1)
-    with device.session(target, connection) as session:
-        reply = session.run(path, Request(warmups=warmups, runs=runs, threads=threads))
+    with ThreadPoolExecutor(2) as pool, device.session(target, connection) as session:
+        place = forecast.board(target, threads) if forecast.counter(device) else None
+        predicted = pool.submit(forecast.forecast, path, place, device, resolver=resolver) if place else None
+        others = pool.submit(forecast.others, path, place, device) if place else None
+        timed = Request(warmups=warmups, runs=runs, threads=threads, resolver=resolver, report=progress.step)
+        reply = session.run(path, Request(resolver=resolver) if place else timed)
+        ops = [{"index": op.index, "op": op.op, "ms": None} for op in file.ops]
+        figures = {**reply.to_dict(), **about, "ops": ops}
+        if predicted and others:
+            figures |= predicted.result()
+            figures["runtimes"] = [forecast.brief(figures), *others.result()]
     progress.done(reply.runtime_name, time.monotonic() - started)
-    ops = [{"index": op.index, "op": op.op, "ms": None} for op in file.ops]
-    return {
-        **reply.to_dict(),
-        "target": target.name,
-        "size_bytes": file.size_bytes,
-        "macs": tflite.macs(file),
-        "ops": ops,
-    }
+    return figures
+
+
+def _unrun(
+    path: Path,
+    target: Target,
+    connection: Connection,
+    threads: int | None,
+    resolver: forecast.Resolver,
+    reason: str,
+) -> dict[str, Any]:
+    """What can be said of a model that cannot be run here.
+
+    Raises:
+        DeviceError: nothing.
+    """
+    device, chip = backend(connection), accelerator.of(target)
+    if chip is not None and connection.address is None:
+        how = "what the accelerator takes of the model, its parameters and its link"
+        latency = dict(chip.predict(tflite.read(path), target))
+        return {"kind": "predicted", "latency": latency, "how": how, "uncounted": reason}
+    place = forecast.board(target, threads)
+    figures = forecast.forecast(path, place, device, resolver=resolver) if forecast.counter(device) else {}
+    if figures.get("how") is None:
+        raise DeviceError(f"'{target.name}' cannot be run: {reason}.")
+    return {"kind": "predicted", **figures, "runtimes": [forecast.brief(figures)], "uncounted": reason}
 
 
 class Evaluation(NamedTuple):
@@ -107,6 +142,20 @@ def evaluate(
     with backend(connection).session(target, connection) as session:
         reply = session.run(path, Request(inputs=inputs, evaluate=True))
     return Evaluation(part, selection, inputs, reply)
+
+
+def rehearse(target: Target, connections: Sequence[Connection]) -> None:
+    """Say now, and not after the training, that a backend does not exist or a board that was named cannot be used.
+
+    Raises:
+        DeviceError: a board cannot be reached, or is not the target.
+        MissingDependency: a board has no TFLite runtime.
+    """
+    for connection in connections:
+        found = backend(connection)
+        if connection.address:
+            with found.session(target, connection):
+                pass
 
 
 def unavailable(target: Target, connection: Connection) -> str | None:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from pydantic import Field
 
-from edgeprune import files, recipe, yaml_files
+from edgeprune import files, recipe, target, yaml_files
 from edgeprune.errors import RecipeError, RunFolderError
 from edgeprune.validation import Strict, validate
 
@@ -126,7 +126,7 @@ def init(folder: Path, words: Mapping[str, str | None] | None = None, force: boo
         *_entry(
             "recipe",
             "How: a name of `edgeprune list recipes`, a .yaml file, or a recipe written here.",
-            {"recipe": recipe.DEFAULT, **given},
+            {"recipe": target.recipe_for(given.get("target", TARGET)) or recipe.DEFAULT, **given},
         ),
         *("", "# Changes to the recipe, as --set on the command line.", "# set:", "#   stages.prune.final: 0.6"),
         *("", "# The run folder.", "# out: runs/first"),

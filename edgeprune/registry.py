@@ -89,6 +89,15 @@ def file(family: str, name: str) -> Path:
     return _facts_folder(family) / f"{name}.yaml"
 
 
+def beside(family: str, *parts: str) -> Path:
+    """Where a file that belongs to a family of facts lies, beside its folder; it need not exist.
+
+    >>> beside("targets", "latency", "cortex-a72.yaml").name
+    'cortex-a72.yaml'
+    """
+    return _folder(FACTS[family][0]).joinpath(*parts)
+
+
 def attribute(path: str) -> Any:
     """What ``module:name`` points to; the module is imported, so the user must have written the word themselves.
 

@@ -8,6 +8,7 @@
     report_words     sentences                     ┤
     report_sections  the page, block by block      ┤
     report_shrink    channels that were removed    ┤
+    report_time      milliseconds, op by op        ┤
     report_figures   its curves and bars           ┘
 """
 
@@ -45,7 +46,8 @@ Report = dict[str, Any]
 # The blocks that are read below; any may be absent, and keys that are not here are free.
 _BLOCKS: dict[str, type] = {
     **dict.fromkeys(
-        ("run", "model", "data", "history", "verify", "arm", "zeros", "environment", "quantization", "shrink"), dict
+        ("run", "model", "data", "history", "verify", "arm", "zeros", "environment", "quantization", "shrink", "time"),
+        dict,
     ),
     **dict.fromkeys(("recipe", "metric", "candidates", "budget"), dict),
     **dict.fromkeys(("layers", "ops", "notes", "stages"), list),

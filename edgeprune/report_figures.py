@@ -27,6 +27,17 @@ class Series(NamedTuple):
     points: Sequence[Point]
 
 
+class Axes(NamedTuple):
+    """What the axes of curves are called, and whether x is counted (labels at whole numbers alone)."""
+
+    x: str
+    area: str
+    counted: bool
+
+
+EPOCHS = Axes("epoch", "sparsity", True)
+
+
 class Bar(NamedTuple):
     """A horizontal bar in percent of its row: where it starts and how long it is."""
 
@@ -80,24 +91,32 @@ class _Scale(NamedTuple):
         return round(self.start + (value - self.low) / span * (self.end - self.start), 2)
 
 
-def curves(label: str, series: Sequence[Series], sparsity: Sequence[Point] = ()) -> Markup:
+def curves(
+    label: str,
+    series: Sequence[Series],
+    area: Sequence[Point] = (),
+    axes: Axes = EPOCHS,
+    holds: Sequence[float] = (),
+) -> Markup:
     """Curves over epochs, with the sparsity of the schedule as an area behind them on an axis of its own (0..1, right).
 
     Args:
         label: What the picture shows, for those who do not see it.
         series: The curves, in the order in which they are drawn.
-        sparsity: (epoch, sparsity) in order; empty where nothing was pruned.
+        area: (epoch, sparsity) in order; empty where nothing was pruned.
+        axes: What is shown in the place of epochs and sparsity.
+        holds: Further figures that the vertical scale has room for, so that pictures can be compared.
 
     Returns:
         An ``<svg>`` whose classes the page's style sheet colours.
     """
-    epochs = [x for one in series for x, _ in one.points] + [x for x, _ in sparsity]
-    across = _Scale(0.0, max([1.0, *epochs]), LEFT, WIDTH - RIGHT)
-    up = _vertical([y for one in series for _, y in one.points if y is not None])
-    parts = [_grid(up), _epoch_axis(across)]
-    if sparsity:
-        parts.append(_area(sparsity, across))
-    parts += [_curve(one, across, up) for one in series]
+    ends = [x for one in series for x, _ in one.points] + [x for x, _ in area]
+    across = _Scale(0.0, max([1.0, *ends]), LEFT, WIDTH - RIGHT)
+    up = _vertical([*holds, *(y for one in series for _, y in one.points if y is not None)])
+    parts = [_grid(up), _x_axis(across, axes)]
+    if area:
+        parts.append(_area(area, across, axes.area))
+    parts += [_curve(one, across, up, axes.x) for one in series]
     return Markup(
         '<svg class="chart" viewBox="0 0 {} {}" role="img" aria-label="{}" preserveAspectRatio="xMidYMid meet">{}</svg>'
     ).format(WIDTH, HEIGHT, label, Markup("").join(parts))
@@ -135,20 +154,20 @@ def _decimals(value: float) -> int:
     return len(text) - text.index(".") - 1
 
 
-def _epoch_axis(across: _Scale) -> Markup:
+def _x_axis(across: _Scale, axes: Axes) -> Markup:
     base = HEIGHT - BOTTOM
-    whole = [value for value in ticks(across.low, across.high, 6) if value == round(value)]
+    shown = [value for value in ticks(across.low, across.high, 6) if value == round(value) or not axes.counted]
     return (
         _line(LEFT, base, WIDTH - RIGHT, base, "axis")
-        + Markup("").join(_text(across(value), base + 15, f"{value:.0f}", "x") for value in whole)
-        + _text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 5, "epoch", "x name")
+        + Markup("").join(_text(across(value), base + 15, f"{value:g}", "x") for value in shown)
+        + _text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 5, axes.x, "x name")
     )
 
 
-def _area(sparsity: Sequence[Point], across: _Scale) -> Markup:
+def _area(area: Sequence[Point], across: _Scale, name: str) -> Markup:
     """The schedule: an area under its line, its axis at the right."""
     up = _Scale(0.0, 1.0, HEIGHT - BOTTOM, TOP)
-    points = [(across(x), up(y)) for x, y in sparsity if y is not None]
+    points = [(across(x), up(y)) for x, y in area if y is not None]
     if not points:
         return Markup("")
     line = " ".join(f"{x},{y}" for x, y in points)
@@ -158,13 +177,13 @@ def _area(sparsity: Sequence[Point], across: _Scale) -> Markup:
         Markup('<polygon class="zeros" points="{},{} {} {},{}"/>').format(points[0][0], base, line, points[-1][0], base)
         + Markup('<polyline class="zeros" points="{}"/>').format(line)
         + labels
-        + Markup('<text class="y2 name" transform="translate({} {}) rotate(-90)">sparsity</text>').format(
-            WIDTH - 4, (TOP + base) / 2
+        + Markup('<text class="y2 name" transform="translate({} {}) rotate(-90)">{}</text>').format(
+            WIDTH - 4, (TOP + base) / 2, name
         )
     )
 
 
-def _curve(one: Series, across: _Scale, up: _Scale) -> Markup:
+def _curve(one: Series, across: _Scale, up: _Scale, x_name: str) -> Markup:
     """A line, broken where a figure is absent, with a dot and its value at each epoch where there is room."""
     runs: list[list[str]] = [[]]
     dots: list[Markup] = []
@@ -174,7 +193,7 @@ def _curve(one: Series, across: _Scale, up: _Scale) -> Markup:
             continue
         runs[-1].append(f"{across(x)},{up(y)}")
         if len(one.points) <= DOTS_UP_TO:
-            words = f"epoch {x:g}: {one.name} {y:.4g}"
+            words = f"{x_name} {x:g}: {one.name} {y:.4g}"
             dot = Markup('<circle class="{}" cx="{}" cy="{}" r="2.4"><title>{}</title></circle>')
             dots.append(dot.format(one.style, across(x), up(y), words))
     lines = [

@@ -14,7 +14,7 @@ from typing import Any
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
-from edgeprune import report_compare, report_shrink, report_words
+from edgeprune import report_compare, report_shrink, report_time, report_words
 from edgeprune import report_sections as sections
 from edgeprune.report_view import (
     ROLES,
@@ -101,6 +101,7 @@ def _context(report: Block) -> dict[str, Any]:
         "absences": absences(shown),
         "panels": sections.panels(shown),
         "shrink": report_shrink.stages(report),
+        **report_time.context(report),
         "layers": [sections.layer(layer) for layer in rows(report, "layers")],
         "left_alone": report_words.left_alone(report),
         "quantization": report_words.quantization_sentence(report),

@@ -12,7 +12,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from edgeprune import report_compare, report_shrink, report_words
+from edgeprune import report_compare, report_shrink, report_time, report_words
 from edgeprune.progress import printable
 from edgeprune.report_view import ROLES, Block, Figure, absences, candidate, headline, table, target_title
 
@@ -36,6 +36,7 @@ def terminal(report: Block, console: Console, folder: str | os.PathLike[str] | N
     _sentences(console, "Budgets", report_words.budgets(report))
     _sentences(console, "Proven on the file", report_words.verify_sentences(report))
     _paragraph(console, "On Arm kernels", [report_words.arm_sentence(report)])
+    _paragraph(console, "Where the time goes", report_time.sentences(report))
     _paragraph(console, "Channels removed for good", report_shrink.paragraphs(report))
     alone = [f"{why}: {', '.join(names)}" for why, names in report_words.left_alone(report)]
     _paragraph(console, "Layers left alone", alone)

@@ -9,6 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from edgeprune import report_time
 from edgeprune import report_view as view
 from edgeprune.progress import printable
 
@@ -101,16 +102,71 @@ def profile(figures: Plain) -> RenderableType:
     summary = facts(
         {
             "latency": f"{latency.text} ({latency.reason})" if latency.reason else latency.text,
-            **_without(figures, "latency", "ops"),
+            **_without(figures, *_UNTOLD),
+            **_on_board(figures),
         }
     )
+    remarks = [*_remarks(figures), *_predicted(figures)]
+    summary = Group(summary, *_lines(map(printable, remarks))) if remarks else summary
     timed = [op for op in figures.get("ops") or [] if op.get("ms") is not None]
     if not timed:
         return summary
-    ops = _table("op", "kind", "ms", right=("op", "ms"))
+    longest = max(op["ms"] for op in timed) or 1.0
+    ops = _table("op", "kind", "layer", "ms", "", right=("op", "ms"))
     for op in timed:
-        _row(ops, str(op["index"]), op["op"], f"{op['ms']:.3f}")
-    return Group(summary, ops)
+        bar = "█" * round(op["ms"] / longest * BAR)
+        _row(ops, str(op["index"]), op["op"], printable(op.get("layer") or ""), f"{op['ms']:.3f}", bar)
+    return Group(summary, Text(""), ops)
+
+
+# Of a profile: what is told elsewhere, or in the JSON alone.
+_UNTOLD = ("latency", "ops", "runtimes", "how", "uncounted", "fixed_ms", "measurement", "inputs", "outputs")
+
+
+def _predicted(figures: Plain) -> list[str]:
+    """Where a predicted latency comes from, what is in it beside the ops, and whether another runtime would be faster."""
+    if not figures.get("how"):
+        return []
+    why = f" (nothing was counted: {figures['uncounted']})" if figures.get("uncounted") else ""
+    told = [f"predicted from {figures['how']}{why}"]
+    if figures.get("fixed_ms"):
+        told.append(f"{figures['fixed_ms']:.3f} ms of it are once per inference, whatever the ops")
+    faster = report_time.faster_runtime(figures)
+    return [*told, *([faster] if faster else [])]
+
+
+def profiles(found: Plain) -> RenderableType:
+    """One model on several boards: a line each, and below what puts a figure in doubt, or why there is none."""
+    table = _table("board", "target", "latency", "p90", "runtime", "conditions", right=("latency", "p90"))
+    lines = []
+    for figures in found["boards"]:
+        if "error" in figures:
+            _row(table, figures["board"], figures["target"], ABSENT, "", "", "")
+            lines.append(f"{figures['board']}: {figures['error']}")
+            continue
+        latency, p90 = view.latency(figures), figures["latency"].get("p90_ms")
+        cells = (latency.text, f"{p90:.2f} ms" if p90 else "", figures["runtime"], _conditions(figures) or "")
+        _row(table, figures["board"], figures["target"], *cells)
+        lines += [f"{figures['board']}: {remark}" for remark in _remarks(figures)]
+    return Group(table, *_lines(map(printable, lines)))
+
+
+def _on_board(figures: Plain) -> dict[str, Any]:
+    """The device of a board's figures in fewer words; {} where nothing but the emulator or this machine has run."""
+    words = _conditions(figures)
+    return {"device": _without(figures["device"], "conditions", "remarks"), "conditions": words} if words else {}
+
+
+def _conditions(figures: Plain) -> str | None:
+    """Governor, clock and temperature before and after, where a board told them."""
+    words: str | None = ((figures.get("device") or {}).get("conditions") or {}).get("words")
+    return words
+
+
+def _remarks(figures: Plain) -> list[str]:
+    """What puts a figure in doubt, and what the board is that the target is not."""
+    warning = figures["latency"].get("warning")
+    return [*([f"doubtful: {warning}"] if warning else []), *((figures.get("device") or {}).get("remarks") or [])]
 
 
 def check_model(found: Plain) -> RenderableType:
@@ -207,6 +263,28 @@ def bad_words(first: Plain) -> str:
 def _decibels(snr_db: float) -> str:
     """A bar; 60 dB, which no 8-bit tensor has, fill it."""
     return "█" * round(max(0.0, min(snr_db, FULL_DB)) / FULL_DB * BAR)
+
+
+def sensitivity(result: Plain) -> RenderableType:
+    """Groups against ratios: the metric, and below it the share of the MACs that the cut saves."""
+    from edgeprune import sensitivity_view as words
+
+    ratios = [f"{ratio:g}" for ratio in result["ratios"]]
+    table = _table("group", "channels", *ratios, right=("channels", *ratios))
+    for row in words.rows(result):
+        cells = [Text.assemble(f"{cell.metric}\n", (cell.saved, "dim")) if cell else Text("") for cell in row.cells]
+        table.add_row(Text(printable(row.name)), Text(row.channels), *cells)
+    lines = [words.summary(result), words.resolution(result)]
+    lines += [
+        "In each cell: the metric, and below it the share of all MACs that this cut saves; empty: as the cell before."
+    ]
+    lines += [
+        f"without the branch that ends with {block['name']}: {view.decimals(block['metric'])} "
+        f"({words.change(result, block['drop'], True)}); saves {words.savings(result, block)}"
+        for block in result["blocks"]
+    ]
+    lines += [f"left whole: {names}: {why}" for why, names in words.whole(result)]
+    return Group(table, *_lines(printable(line) for line in [*lines, words.together(result)] if line))
 
 
 def facts(entries: Plain) -> RenderableType:

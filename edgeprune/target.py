@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import Field, model_validator
 
-from edgeprune import yaml_files
+from edgeprune import registry, yaml_files
 from edgeprune.errors import TargetError
 from edgeprune.measurement import Reply, Request
 from edgeprune.registry import suggestion
@@ -25,6 +25,7 @@ from edgeprune.validation import Strict, validate
 
 Count = Annotated[int, Field(gt=0)]
 Figure = Annotated[float, Field(gt=0)]
+Models = Annotated[tuple[str, ...], Field(strict=False)]
 Words = Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
 
 
@@ -93,7 +94,7 @@ class Emulate(Strict):
 class Delegate(Strict):
     """An accelerator that takes a part of the model."""
 
-    name: Literal["edgetpu"] = Field(description="which one")
+    name: str = Field(description="module in devices/ that knows it")
     link: Literal["usb", "pcie"] = Field(description="how it is attached")
     clock_mhz: Figure | None = Field(None, description="clock, MHz")
     parameter_kib: Figure | None = Field(None, description="on-chip memory that caches parameters, KiB, at most")
@@ -116,6 +117,13 @@ class Target(Strict):
     memory: Memory = Field(description="main memory")
     runtime: Runtime = Field(description="the TFLite runtime")
     channel_multiple: ChannelMultiple | None = Field(None, description="steps in which channels pay; null: not known")
+    board_models: Models = Field(
+        (),
+        description="how such a board begins to name itself in its device tree (/proc/device-tree/model); none: any board",
+    )
+    recipe: str | None = Field(
+        None, description="the recipe that suits it, taken when none is named; null: the one that suits any"
+    )
     backend: str = Field("qemu", description="module in devices/ that runs it when no board is given")
     emulate: Emulate = Field(description="how it is emulated, or why not")
     delegate: Delegate | None = Field(None, description="its accelerator; null: none")
@@ -162,6 +170,11 @@ def load(path: Path) -> Target:
             it, what was given, what is known, and the nearest name.
     """
     return parse(yaml_files.read(path, TargetError), str(path))
+
+
+def recipe_for(word: str) -> str | None:
+    """The recipe that suits a target, given by its name or file; None if it names none."""
+    return load(registry.file("targets", word)).recipe
 
 
 def parse(data: Any, where: str) -> Target:

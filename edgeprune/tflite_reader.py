@@ -46,6 +46,8 @@ _OPTIONS: dict[str, tuple[str, ...]] = {
     "adj_x": ("AdjX",),
     "adj_y": ("AdjY",),
     "time_major": ("TimeMajor",),
+    "ellipsis_mask": ("EllipsisMask",),
+    "new_axis_mask": ("NewAxisMask",),
 }
 _OPTION_ENUMS = {"padding": "Padding", "fused_activation": "ActivationFunctionType"}
 

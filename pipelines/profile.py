@@ -1,22 +1,28 @@
-"""Run the model on the target: its latency where one can be measured, its metric and outputs on the target's own kernels.
+"""Run the model on the target: its metric and outputs on the target's own kernels, its latency, and where the time goes.
 
-Takes the role ``final`` (and ``dense_int8`` for its latency). Without a board the target's emulator runs it; where that
-cannot be had either, the build goes on and the report says what is missing and how to get it.
+Takes the role ``final`` (and ``dense_int8`` for its latency). Without a board the target's emulator runs it, and counts the
+cycles of which the latency is predicted; where that cannot be had either, the latency is predicted from the shapes alone, the
+build goes on, and the report says what is missing and how to get it.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 from pydantic import Field
 
-from edgeprune import agreement, columns, inference, profiling
+from edgeprune import agreement, columns, fleet, forecast, inference, profiling
 from edgeprune.data_options import Task
-from edgeprune.errors import DeviceError
+from edgeprune.errors import DeviceError, MissingDependency
 from edgeprune.pipeline import State
 from edgeprune.validation import Strict
+
+ROLES = ("final", "dense_int8")
 
 
 class Options(Strict):
@@ -35,15 +41,19 @@ def run(state: State, options: Options) -> State:
     target, connection = state.run.target, state.run.connection
     reason = profiling.unavailable(target, connection)
     if reason:
-        return _absent(state, reason)
+        return _absent(state, reason, options)
     try:
         on_device = _evaluate(state, options)
-        latencies = {role: _latency(state, role, options) for role in ("final", "dense_int8")}
-    except DeviceError as error:
-        return _absent(state, str(error))
+        figures = _figures(state, options)
+    except (DeviceError, MissingDependency) as error:
+        return _absent(state, str(error), options)
+    latencies = {role: found["latency"] for role, found in figures.items()}
+    boards = _others(state, options)
     return state.add(
-        arm=on_device,
+        arm=on_device | ({"boards": boards} if boards else {}),
         latency=latencies,
+        time=_time(figures),
+        notes=[f"On {one['board']}: {_figure(one['latency'])}." for one in boards],
         summaries={state.label: _summary(state.run.metric.title, on_device, latencies["final"])},
     )
 
@@ -122,30 +132,86 @@ def _ports(state: State, ports: Sequence[inference.Port]) -> dict[str, int]:
     return {name: places[word] for name, word in zip(names, words, strict=True)}
 
 
-def _latency(state: State, role: str, options: Options) -> dict[str, Any]:
+def _figures(state: State, options: Options) -> dict[str, dict[str, Any]]:
+    """What is known of the time of every model: measured on a board or here, else predicted."""
+    run, roles = state.run, [role for role in ROLES if role in state.files]
+    missing = {
+        role: {"latency": dict(profiling.absent(f"the recipe makes no {role} model"))}
+        for role in ROLES
+        if role not in roles
+    }
+    device = profiling.backend(run.connection)
+    if forecast.counter(device) is None:
+        how = (run.target, run.connection, options.threads, run.progress, options.warmups, options.runs)
+        return {role: profiling.profile(state.path(role), *how) for role in roles} | missing
+    place = forecast.board(run.target, options.threads)
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:  # every count is a process of its own
+        counted = {role: pool.submit(forecast.forecast, state.path(role), place, device) for role in roles}
+        others = pool.submit(forecast.others, state.path("final"), place, device)
+        found = {role: future.result() for role, future in counted.items()}
+        found["final"]["runtimes"] = [forecast.brief(found["final"]), *others.result()]
+    return found | missing
+
+
+def _predictable(state: State) -> bool:
+    """Whether a latency may be known although nothing runs: not on a board that was named."""
+    connection, target = state.run.connection, state.run.target
+    if connection.address:
+        return False
+    return target.delegate is not None or forecast.counter(profiling.backend(connection)) is not None
+
+
+def _time(figures: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The report's ``time`` block (`edgeprune.report_time`); {} where nothing is known of any op."""
+    final = figures["final"]
+    ops = {
+        role: [{key: op.get(key) for key in ("index", "op", "layer", "ms")} for op in found.get("ops", [])]
+        for role, found in figures.items()
+    }
+    if not any(op["ms"] is not None for found in ops.values() for op in found):
+        return {}
+    return {
+        "kind": final["latency"].get("kind"),
+        "how": final.get("how"),
+        "runtime": final.get("runtime"),
+        "ops": ops,
+        "fixed_ms": {role: found.get("fixed_ms") for role, found in figures.items()},
+        "cycles": {role: found.get("cycles") for role, found in figures.items()},
+        "runtimes": final.get("runtimes", []),
+    }
+
+
+def _others(state: State, options: Options) -> list[dict[str, Any]]:
+    """The final model's latency on the other boards that were named: none of them is judged on, so one that fails is told."""
     run = state.run
-    if role not in state.files:
-        return dict(profiling.absent(f"the recipe makes no {role} model"))
-    if run.connection.kind == "qemu":  # not worth running: emulated time is never a latency
-        return dict(
-            profiling.absent(
-                f"no {run.target.title} was given and emulated time is not its latency; measure it with --board USER@HOST"
-            )
-        )
-    figures = profiling.profile(
-        state.path(role), run.target, run.connection, options.threads, run.progress, options.warmups, options.runs
-    )
-    latency: dict[str, Any] = figures["latency"]
-    return latency
+    if not run.others:
+        return []
+    places = [fleet.Place(run.target, connection) for connection in run.others]
+    how = {"warmups": options.warmups, "runs": options.runs}
+    found = fleet.profile(state.path("final"), places, options.threads, run.progress, **how)
+    return [
+        {"board": figures["board"], "latency": figures.get("latency") or dict(profiling.absent(figures["error"]))}
+        for figures in found
+    ]
 
 
-def _absent(state: State, reason: str) -> State:
+def _absent(state: State, reason: str, options: Options) -> State:
+    """Nothing was run; where the latency can be told without, it is."""
+    figures: dict[str, dict[str, Any]] = {role: {"latency": dict(profiling.absent(reason))} for role in ROLES}
+    if _predictable(state):
+        with contextlib.suppress(DeviceError):
+            figures = _figures(state, options)
     return state.add(
         arm={"reason": reason},
-        latency={role: dict(profiling.absent(reason)) for role in ("final", "dense_int8")},
+        latency={role: found["latency"] for role, found in figures.items()},
+        time=_time(figures),
         notes=[f"Nothing was run on {state.run.target.title}: {reason}."],
         summaries={state.label: f"not run: {reason}"},
     )
+
+
+def _figure(latency: Mapping[str, Any]) -> str:
+    return str(latency["reason"]).rstrip(".") if latency["ms"] is None else f"{latency['ms']:.2f} ms"
 
 
 def _summary(metric: str, device: dict[str, Any], latency: dict[str, Any]) -> str:

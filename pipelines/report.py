@@ -76,6 +76,7 @@ def assemble(state: State) -> dict[str, Any]:
         "ops": facts.get("ops", []),
         "verify": facts.get("verify"),
         "arm": facts.get("arm"),
+        "time": facts.get("time", {}),
         "zeros": {"words": list(run.target.zeros.words)},
         "environment": _environment(),
         "notes": [*run.about.get("notes", []), *run.data.provenance.get("notes", []), *facts.get("notes", [])],

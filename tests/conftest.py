@@ -30,8 +30,8 @@ def _no_browser() -> str | None:
 
 @functools.cache
 def _no_ssh_server() -> str | None:
-    found = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
-    return None if found else "no OpenSSH server; on Debian and Ubuntu: apt-get install openssh-server"
+    found = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin") and shutil.which("ssh")
+    return None if found else "no OpenSSH; on Debian and Ubuntu: apt-get install openssh-client openssh-server"
 
 
 REASONS = {"qemu": _no_emulator, "browser": _no_browser, "ssh": _no_ssh_server}

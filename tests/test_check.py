@@ -171,9 +171,11 @@ def test_a_float_file_says_which_ops_and_why():
     assert len(found["summary"]["float_ops"]) == sum(not op["int8"] for op in found["ops"])
 
 
-def test_an_accelerator_is_not_asked():
+def test_an_accelerator_is_asked():
     found = checking.check(converted.artefacts().final, target.load(registry.file("targets", "coral-usb")))
-    assert "accelerator" in found["notes"][-1]
+    assert found["accelerator"] == "Edge TPU"
+    assert found["summary"]["mapped"] + found["summary"]["cpu"] == len(found["ops"])
+    assert all((op["reason"] is None) is op["mapped"] for op in found["ops"])
 
 
 def test_a_damaged_file_is_a_named_error(tmp_path):

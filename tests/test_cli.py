@@ -138,7 +138,7 @@ def test_build_hands_on_every_word(built):
     assert type(progress).__name__ == "Silent"
     assert command.startswith("edgeprune build net.h5 --data d.npz")
     assert built.words == {
-        **{"model": "net.h5", "data": "d.npz", "target": "rpi5", "recipe": "nm24", "out": "o", "board": "pi@board"},
+        **{"model": "net.h5", "data": "d.npz", "target": "rpi5", "recipe": "nm24", "out": "o", "board": ("pi@board",)},
         **{"max_drop": 0.01, "max_size_kib": 90.0, "max_latency_ms": 8.0, "resume": True, "force": True, "trust": True},
         "overrides": {"seed": 3, "stages.prune.pattern": "2:4"},
     }
@@ -328,8 +328,8 @@ def test_emulator_install_hands_on_force(monkeypatch, capsys):
 def test_profile_hands_on_every_word(monkeypatch, capsys):
     seen = {}
 
-    def profile(path, target, connection, threads, progress):
-        seen.update(path=path, target=target.name, connection=connection, threads=threads)
+    def profile(path, target, connection, threads, progress, resolver):
+        seen.update(path=path, target=target.name, connection=connection, threads=threads, resolver=resolver)
         return {
             "latency": {"ms": None, "reason": "times under emulation are not a board's"},
             "runtime": "tflite-runtime 2.14.0",
@@ -343,8 +343,10 @@ def test_profile_hands_on_every_word(monkeypatch, capsys):
         "pi@board",
         2,
     )
+    assert seen["resolver"] == "default"
     assert "not a board's" in capsys.readouterr().out
-    assert cli.run(["profile", "m.tflite", "--json"]) == 0
+    assert cli.run(["profile", "m.tflite", "--json", "--built-in"]) == 0
+    assert seen["resolver"] == "without_delegates"
     assert json.loads(capsys.readouterr().out)["latency"]["ms"] is None
 
 

@@ -13,7 +13,7 @@ import pytest
 import setuptools
 from packaging.requirements import Requirement
 
-from edgeprune import cli, recipe, registry, yaml_files
+from edgeprune import catalogue, cli, recipe, registry, yaml_files
 
 ROOT = Path(__file__).parents[1]
 PAGES = {
@@ -70,6 +70,17 @@ def test_every_option_of_every_stage_is_documented():
     for stage in registry.names("stages"):
         section = PAGES["docs/recipes.md"].split(f"### `{stage}`")[1].split("\n### ")[0]
         assert all(f"| `{option}` |" in section for option in registry.module("stages", stage).Options.model_fields)
+
+
+def test_every_criterion_is_documented_with_its_parts():
+    section = PAGES["docs/criteria.md"].split("<!-- begin criteria -->")[1].split("<!-- end criteria -->")[0]
+    rows = {
+        line.split("`")[1]: re.split(r"(?<!\\) \| ", line) for line in section.splitlines() if line.startswith("| `")
+    }
+    assert list(rows) == registry.names("criteria")
+    assert all(len(cells) == 7 and all(cell.strip("| ") for cell in cells) for cells in rows.values())
+    signals = {signal for name in rows for signal in catalogue.criterion(name).signals}
+    assert all(f"`{signal}`" in PAGES["docs/criteria.md"].split("<!-- end criteria -->")[1] for signal in signals)
 
 
 def test_every_rewrite_is_documented_in_its_order():

@@ -26,28 +26,29 @@ RECIPE = {
     },
 }
 RANDOM = np.random.default_rng(0)
+STEPS = 4  # of the recurrent networks, which are written out step by step
 
 
-def series(count=320):
-    """(x, y): 6 steps of 4 channels; the class of a series is the channel that rises."""
+def series(count=320, steps=6):
+    """(x, y): steps of 4 channels; the class of a series is the channel that rises."""
     y = np.arange(count) % 4
-    x = RANDOM.normal(0, 0.3, (count, 6, 4)).astype("float32")
-    x[np.arange(count), :, y] += np.linspace(-1, 1, 6, dtype="float32")
+    x = RANDOM.normal(0, 0.3, (count, steps, 4)).astype("float32")
+    x[np.arange(count), :, y] += np.linspace(-1, 1, steps, dtype="float32")
     return x, y
 
 
 def recurrent(kind):
     keras.utils.set_random_seed(0)
-    given = keras.Input((6, 4), name="series")
+    given = keras.Input((STEPS, 4), name="series")
     return keras.Model(given, layers.Dense(4, activation="softmax", name="classes")(kind(8, name="recurrent")(given)))
 
 
 def lstm():
-    return recurrent(layers.LSTM), series(), {"recurrent", "recurrent:recurrent_kernel", "classes"}
+    return recurrent(layers.LSTM), series(steps=STEPS), {"recurrent", "recurrent:recurrent_kernel", "classes"}
 
 
 def gru():
-    return recurrent(layers.GRU), series(), {"recurrent", "recurrent:recurrent_kernel", "classes"}
+    return recurrent(layers.GRU), series(steps=STEPS), {"recurrent", "recurrent:recurrent_kernel", "classes"}
 
 
 def one_dimensional():

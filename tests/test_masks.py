@@ -189,7 +189,7 @@ def test_a_cut_is_what_the_coupling_takes():
         (RecipeError, {"ratio": -0.1}, "ratio of 'a' is -0.1; it is the share that goes"),
         (RecipeError, {"ratio": 1.5}, "ratio of 'a' is 1.5"),
         (RecipeError, {"ratio": float("nan")}, "ratio of 'a' is nan"),
-        (RecipeError, {"ratio": {"aa": 0.5}}, "ratio: 'aa' matches no layer. Did you mean 'a'"),
+        (RecipeError, {"ratio": {"aa": 0.5}}, "ratios: 'aa' matches no layer. Did you mean 'a'"),
         (RecipeError, {"scope": ["conv.*"]}, "scope: 'conv.*' matches no layer.* 'a', 'b'"),
         (RecipeError, {"scope": ["(a"]}, r"scope: '\(a' is not a regular expression"),
         (RecipeError, {"scope": "netwrok"}, "no scope 'netwrok'. Did you mean 'network'"),

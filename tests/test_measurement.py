@@ -85,7 +85,7 @@ def test_an_unknown_kind_is_refused():
 def test_json_round_trip():
     again = Measurement.from_json(STEADY.to_json())
     assert again == STEADY
-    assert json.loads(STEADY.to_json())["schema"] == 1
+    assert json.loads(STEADY.to_json())["schema"] == 2
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema": 99}', '{"schema": 1, "kind": "measured"}'])

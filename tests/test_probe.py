@@ -10,11 +10,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import doubler as doubler_model
 import numpy as np
 import pytest
 
 from edgeprune import registry, target
-from edgeprune.devices import _probe, local
+from edgeprune.devices import _agent, _probe, local
 from edgeprune.devices._session import FEWEST_SAMPLES_PER_WORKER, Launcher, _shares, open_session, parse_reply
 from edgeprune.errors import ArtefactError, DeviceError
 from edgeprune.measurement import Request
@@ -98,8 +99,9 @@ def ask(request, stub, folder):
 # --- the protocol
 
 
-def test_it_runs_on_python_3_7_and_imports_nothing_of_ours():
-    tree = ast.parse(PROBE.read_text(encoding="utf-8"), feature_version=(3, 7))
+@pytest.mark.parametrize("module", [_agent, _probe])
+def test_it_runs_on_python_3_7_and_imports_nothing_of_ours(module):
+    tree = ast.parse(Path(module.__file__).read_text(encoding="utf-8"), feature_version=(3, 7))
     imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     imported |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     assert {name.split(".")[0] for name in imported} <= {*sys.stdlib_module_names, "numpy"}
@@ -223,6 +225,137 @@ def test_live_bytes_is_the_largest_sum_of_neighbours():
     assert _probe.live_bytes(object()) is None
 
 
+# --- on a board: pinned, watched, told as it goes
+
+
+def test_times_and_conditions_are_told_before_the_reply(stub, tmp_path):
+    (tmp_path / "model.tflite").write_bytes(b"model")
+    body = {"model": "model.tflite", "warmups": 2, "runs": 3, "stream": True, "conditions": True, "pin": True}
+    done = subprocess.run(
+        [sys.executable, str(PROBE)],
+        input=json.dumps(body),
+        env=stub,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    *events, reply = [
+        json.loads(line[len(_probe.MARK) :]) for line in done.stdout.splitlines() if line.startswith(_probe.MARK)
+    ]
+    assert [event["event"] for event in events] == ["times", "times"]
+    assert (events[0]["warmups_ns"], events[1]["samples_ns"]) == (reply["warmups_ns"], reply["samples_ns"])
+    assert reply["conditions"].keys() == {"before", "after"}
+    assert reply["conditions"]["before"].keys() == events[0]["conditions"].keys()
+    assert reply["pinned_to"] == [max(os.sched_getaffinity(0))]
+
+
+def board_files(folder, **texts):
+    """A folder in the place of /sys."""
+    for name, text in texts.items():
+        path = folder / name.replace("__", "/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
+def test_conditions_are_those_of_the_slowest_core_and_the_hottest_zone(tmp_path, monkeypatch):
+    board_files(
+        tmp_path,
+        **{"0__scaling_cur_freq": "1500000", "0__cpuinfo_max_freq": "1500000", "0__scaling_governor": "ondemand\n"},
+        **{"1__scaling_cur_freq": "600000", "1__cpuinfo_max_freq": "1800000", "1__scaling_governor": "powersave\n"},
+        throttled="50005\n",
+    )
+    monkeypatch.setattr(_probe, "_core", lambda core: tmp_path / str(core))
+    monkeypatch.setattr(_probe, "THROTTLED_FILE", str(tmp_path / "throttled"))
+    found = _probe.read_conditions([0, 1])
+    assert (found["clock_mhz"], found["max_clock_mhz"], found["governor"]) == (600, 1800, "powersave")
+    assert found["throttled"] == 0x50005
+    assert (
+        _probe.throttling_in_words(found | {"cooling": 1}) == "under-voltage, throttled, the kernel cools the processor"
+    )
+    assert _probe.read_conditions([7])["clock_mhz"] is None
+
+
+def test_a_process_is_pinned_to_the_fastest_and_last_cores(tmp_path, monkeypatch):
+    speeds = {0: "1800000", 1: "1800000", 2: "2400000", 3: "1800000"}
+    board_files(tmp_path, **{f"{core}__cpuinfo_max_freq": speed for core, speed in speeds.items()})
+    chosen = []
+    monkeypatch.setattr(_probe, "_core", lambda core: tmp_path / str(core))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(speeds))
+    monkeypatch.setattr(os, "sched_setaffinity", lambda process, cores: chosen.append(cores))
+    assert [_probe.pin(threads) for threads in (1, 2, 9)] == [[2], [2, 3], [0, 1, 2, 3]]
+    assert len(chosen) == 3
+
+
+def by_hand(stub, folder, *words, content=b"model"):
+    """What a person sees: exit status, standard output, standard error."""
+    (folder / "model.tflite").write_bytes(content)
+    command = [sys.executable, str(PROBE), "model.tflite", *words]
+    done = subprocess.run(command, env=stub, cwd=folder, capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_by_hand(stub, tmp_path):
+    status, out, _ = by_hand(stub, tmp_path, "--threads", "2", "--runs", "7")
+    assert status == 0
+    assert "tflite-runtime 9.9, 2 threads" in out
+    assert "(median of 7;" in out
+    assert [line.split()[0] for line in out.splitlines()[1:6]] == ["latency", "load", "arena", "before", "after"]
+
+
+def test_by_hand_as_json_with_inputs_and_outputs(stub, tmp_path):
+    np.save(tmp_path / "in.npy", np.array([[1, 2, 3], [4, 5, 6]], np.int8))
+    _, out, _ = by_hand(stub, tmp_path, "--json", "--inputs", "in.npy", "--outputs", "out.npz")
+    assert json.loads(out)["evaluated"] == 2
+    assert np.load(tmp_path / "out.npz")["0"].tolist() == [[2, 4, 6], [8, 10, 12]]
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "said"),
+    [
+        (["--threads", "0"], 2, "numbers must be above 0"),
+        (["--log", "x.jsonl"], 2, "--log goes with --soak"),
+        (["--soak", "1", "--log", "gone/x.jsonl"], 1, "gone/x.jsonl"),
+        (["--inputs", "gone.npy"], 1, "gone.npy cannot be read"),
+    ],
+)
+def test_by_hand_wrongly(stub, tmp_path, words, status, said):
+    code, out, err = by_hand(stub, tmp_path, *words)
+    assert code == status
+    assert said in out + err
+
+
+def test_a_soak_run_logs_every_second_and_says_what_it_showed(stub, tmp_path):
+    for _ in range(2):  # the second run goes on in the same file
+        status, out, _ = by_hand(stub, tmp_path, "--soak", "0.01", "--every", "0.2", "--log", "soak.jsonl")
+        assert status == 0
+    rows = [json.loads(line) for line in (tmp_path / "soak.jsonl").read_text().splitlines()]
+    assert [place for place, row in enumerate(rows) if row.get("event") == "soak"] == [0, len(rows) // 2]
+    assert rows[0]["model"]["sha256"] == hashlib.sha256(b"model").hexdigest()
+    assert {"t_s", "runs", "p50_ms", "min_ms", "max_ms", "clock_mhz", "temperature_c", "throttled"} <= rows[1].keys()
+    assert rows[1]["min_ms"] <= rows[1]["p50_ms"] <= rows[1]["max_ms"]
+    assert "first minute" in out
+
+
+def test_a_soak_run_that_got_slower():
+    rows = [
+        {
+            "t_s": float(second),
+            "runs": 10,
+            "p50_ms": 10.0 + 5 * (second > 100),
+            "temperature_c": 40 + second / 4,
+            "cooling": 0,
+        }
+        | {"throttled": 0x4 if second > 100 else 0}
+        for second in range(1, 181)
+    ]
+    words = _probe.soak_in_words(rows)
+    assert words[0] == "1800 runs in 3.0 min"
+    assert words[1] == "first minute 10.000 ms, last minute 15.000 ms (+50.0%)"
+    assert words[2:] == ["hottest 85.0 °C", "slowed down from minute 1.7, 15.000 ms: throttled"]
+    assert _probe.soak_in_words([]) == ["Nothing was measured."]
+
+
 # --- sessions
 
 
@@ -289,28 +422,7 @@ def test_output_without_a_marked_line_is_no_reply():
 
 @pytest.fixture(scope="module")
 def doubler():
-    """An int8 model of one op: x + x, 4 values, scale 0.5 in and 1.0 out, so that the integers stay the same."""
-    schema = pytest.importorskip("ai_edge_litert.schema_py_generated", reason="ai-edge-litert is not installed")
-    flatbuffers = pytest.importorskip("flatbuffers")
-
-    def tensor(name, scale):
-        made = schema.TensorT()
-        made.name, made.shape, made.type, made.buffer = name, [1, 4], schema.TensorType.INT8, 0
-        made.quantization = schema.QuantizationParametersT()
-        made.quantization.scale, made.quantization.zeroPoint = [scale], [0]
-        return made
-
-    operator, code, graph, model = schema.OperatorT(), schema.OperatorCodeT(), schema.SubGraphT(), schema.ModelT()
-    operator.opcodeIndex, operator.inputs, operator.outputs = 0, [0, 0], [1]
-    operator.builtinOptionsType, operator.builtinOptions = schema.BuiltinOptions.AddOptions, schema.AddOptionsT()
-    code.builtinCode = code.deprecatedBuiltinCode = schema.BuiltinOperator.ADD
-    code.version = 2
-    graph.tensors, graph.inputs, graph.outputs = [tensor("x", 0.5), tensor("y", 1.0)], [0], [1]
-    graph.operators = [operator]
-    model.version, model.operatorCodes, model.subgraphs, model.buffers = 3, [code], [graph], [schema.BufferT()]
-    builder = flatbuffers.Builder(256)
-    builder.Finish(model.Pack(builder), b"TFL3")
-    return bytes(builder.Output())
+    return doubler_model.content()
 
 
 SAMPLES = np.array([[-128, -1, 0, 127], [5, 6, 7, 8]], np.int8)

@@ -92,7 +92,7 @@ def test_init_finds_the_only_model_and_the_only_data(tmp_path):
         "model": str(tmp_path / "net.keras"),
         "data": str(tmp_path / "samples.npz"),
         "target": "rpi4",
-        "recipe": "poly50",
+        "recipe": "rpi4",
     }
 
 
@@ -107,7 +107,7 @@ def test_init_guesses_nothing_among_several(tmp_path):
 def test_init_takes_words_and_quotes_them(tmp_path):
     project.init(tmp_path, {"model": "nets: mine.h5", "target": "rpi5", "data": None, "recipe": None})
     written = yaml_files.read(tmp_path / project.NAME)
-    assert written == {"model": "nets: mine.h5", "target": "rpi5", "recipe": "poly50"}
+    assert written == {"model": "nets: mine.h5", "target": "rpi5", "recipe": "rpi4"}
 
 
 def test_init_comments_every_key(tmp_path):

@@ -34,6 +34,36 @@ def test_a_profile_says_why_there_is_no_latency(capsys):
     assert lines == [["latency", "–", "(emulated)"]]
 
 
+BOARD = {
+    "board": "pi@x",
+    "target": "rpi4",
+    "latency": {"ms": 3.1, "kind": "measured", "threads": 4, "p90_ms": 3.4, "warning": "it was hot"},
+    "runtime": "tflite-runtime 2.14.0",
+    "device": {
+        "cpu": "Raspberry Pi 4 Model B Rev 1.4",
+        "conditions": {"before": {"throttled": 0}, "after": {}, "words": "governor ondemand -> governor ondemand"},
+        "remarks": ["its highest clock is 1800 MHz"],
+    },
+}
+
+
+def test_a_profile_of_a_board_says_what_the_board_did_and_what_is_doubtful(capsys):
+    lines = "\n".join(map(" ".join, drawn(tables.profile(BOARD), capsys)))
+    assert "conditions" in lines
+    assert "governor ondemand -> governor ondemand" in lines
+    assert "doubtful: it was hot" in lines
+    assert "its highest clock is 1800 MHz" in lines
+    assert "throttled" not in lines
+
+
+def test_several_boards_are_a_line_each_and_one_that_failed_says_why(capsys):
+    failed = {"board": "pi@y", "target": "rpi4", "error": "it is gone."}
+    lines = "\n".join(map(" ".join, drawn(tables.profiles({"boards": [BOARD, failed]}), capsys)))
+    assert "3.40 ms" in lines
+    assert "pi@x: doubtful: it was hot" in lines
+    assert "pi@y: it is gone." in lines
+
+
 def test_a_profile_shows_the_ops_that_have_a_time(capsys):
     timed = {
         "latency": {"ms": 3.1, "kind": "measured", "threads": 4},
@@ -41,7 +71,7 @@ def test_a_profile_shows_the_ops_that_have_a_time(capsys):
     }
     lines = drawn(tables.profile(timed), capsys)
     assert lines[0] == ["latency", "3.1", "ms", "(measured,", "4", "threads)"]
-    assert lines[-1] == ["7", "CONV_2D", "0.125"]
+    assert lines[-1] == ["7", "CONV_2D", "0.125", "█" * tables.BAR]
 
 
 def test_markup_in_a_name_is_a_name(capsys):

@@ -102,6 +102,7 @@ def forecast(
     runtime: str | None = None,
     by_op: bool = True,
     resolver: Resolver = "default",
+    counted: bool = True,
 ) -> dict[str, Any]:
     """A file's latency on a board, with where it comes from.
 
@@ -112,6 +113,7 @@ def forecast(
         runtime: package; None: the target's.
         by_op: whether it is wanted op by op; the whole alone is counted sooner.
         resolver: which of the runtime's kernels; all but the default are its built-in ones.
+        counted: whether to count, where that can be done; else the shapes alone say it, at once.
 
     Returns:
         ``latency`` as in report.json, ``runtime``, ``kernels``, ``how`` (`COUNTED`, `FROM_SHAPES` or None), ``cycles`` (one
@@ -127,7 +129,7 @@ def forecast(
     precision = prediction.precision(layers)
     kernels = KERNELS[package][precision] if resolver == "default" else BUILT_IN
     job = {"runtime": package, "resolver": resolver, "by_op": by_op or kernels != prediction.DELEGATE}
-    counts, uncounted = _counted(path, place, backend, job)
+    counts, uncounted = _counted(path, place, backend, job) if counted else (None, "counting was not asked for")
     works = _works(place, layers, kernels, precision, counts)
     how = COUNTED if counts else FROM_SHAPES if works else None
     predicted = _predicted(works, place, precision)
@@ -160,14 +162,14 @@ def brief(figures: Mapping[str, Any]) -> dict[str, Any]:
     return {key: figures[key] for key in ("runtime", "kernels", "latency", "cycles")}
 
 
-def others(path: Path, place: Board, backend: Backend) -> list[dict[str, Any]]:
+def others(path: Path, place: Board, backend: Backend, counted: bool = True) -> list[dict[str, Any]]:
     """The same in `brief` for every other runtime that there is, where it can be told."""
     found = []
     for package in get_args(Runtime.model_fields["package"].annotation):
         if package == place.target.runtime.package:
             continue
         try:
-            figures = forecast(path, place, backend, package, by_op=False)
+            figures = forecast(path, place, backend, package, by_op=False, counted=counted)
         except (DeviceError, ArtefactError):  # a runtime that does not take the model is no advice
             continue
         if figures["latency"]["ms"] is not None:

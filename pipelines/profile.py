@@ -32,6 +32,11 @@ class Options(Strict):
         500, ge=1, le=1_000_000, description="at most so many test samples are run on the target's kernels"
     )
     threads: int | None = Field(None, ge=1, le=64, description="for timing; null: what the target names")
+    count: bool = Field(
+        True,
+        description="count the cycles that a predicted latency is made of, under the emulator; false: predict from the shapes alone, "
+        "which takes no time and says less",
+    )
     warmups: int = Field(10, ge=0, le=10_000, description="invocations before the timed ones")
     runs: int = Field(50, ge=1, le=100_000, description="timed invocations")
 
@@ -146,9 +151,12 @@ def _figures(state: State, options: Options) -> dict[str, dict[str, Any]]:
         return {role: profiling.profile(state.path(role), *how) for role in roles} | missing
     place = forecast.board(run.target, options.threads)
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:  # every count is a process of its own
-        counted = {role: pool.submit(forecast.forecast, state.path(role), place, device) for role in roles}
-        others = pool.submit(forecast.others, state.path("final"), place, device)
-        found = {role: future.result() for role, future in counted.items()}
+        jobs = {
+            role: pool.submit(forecast.forecast, state.path(role), place, device, counted=options.count)
+            for role in roles
+        }
+        others = pool.submit(forecast.others, state.path("final"), place, device, options.count)
+        found = {role: future.result() for role, future in jobs.items()}
         found["final"]["runtimes"] = [forecast.brief(found["final"]), *others.result()]
     return found | missing
 

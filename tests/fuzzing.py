@@ -1,4 +1,4 @@
-"""How many damaged inputs the tests try: a quarter in every run, all of them with ``EDGEPRUNE_FUZZ=full``.
+"""How many damaged inputs the tests try: one in eight in every run, all of them with ``EDGEPRUNE_FUZZ=full``.
 
 EDGEPRUNE_FUZZ=full python -m pytest tests/test_malformed.py
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 
 FULL = os.environ.get("EDGEPRUNE_FUZZ") == "full"
-SHARE = 4  # one in so many is tried in every run
+SHARE = 8  # one in so many is tried in every run
 
 
 def tried(count: int) -> int:

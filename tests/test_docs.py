@@ -116,7 +116,8 @@ def test_the_example_with_a_live_model_runs(tmp_path, monkeypatch, capsys):
     """As it stands in docs/python.md, but for the number of epochs."""
     (text,) = re.findall(r"## A live model and arrays\n+```python\n(.*?)```", PAGES["docs/python.md"], re.DOTALL)
     short = text.replace("epochs=10", "epochs=1, verbose=0").replace(
-        'recipe="poly50"', 'recipe="poly50", overrides={"stages.prune.epochs": 1, "stages.quantize.epochs": 1}'
+        'recipe="poly50"',
+        'recipe="poly50", overrides={"stages.prune.epochs": 1, "stages.quantize.epochs": 1, "stages.profile.count": False}',
     )
     monkeypatch.chdir(tmp_path)
     exec(compile(short, "docs/python.md", "exec"), {})  # noqa: S102 - our own page

@@ -16,6 +16,7 @@ SIDE, CLASSES, IMAGES = 64, 10, 24
 # Whose own layers bring 0..255 to where the network wants it.
 TAKES_PIXELS = ("MobileNetV3Small", "MobileNetV3Large")
 SETS = {
+    "stages.profile.count": False,  # tests/test_counting.py counts; here it would only take long
     "data.validation": 0.0,
     "stages.prune.epochs": 1,
     "stages.prune.batch_size": 16,

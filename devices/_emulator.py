@@ -176,7 +176,7 @@ def install(progress: Progress, force: bool = False) -> Installation:
     if reason:
         raise MissingDependency(f"The Arm emulator cannot be installed: {reason}.")
     folder = _home().parent
-    with _writable(folder), _locked(folder / "emulator.lock", progress):
+    with cache.writing("emulator", folder), _locked(folder / "emulator.lock", progress):
         found = find()
         if found and not force and not _damaged(found, verify=False):
             progress.note(
@@ -204,7 +204,7 @@ def remove() -> bool:
     folder = _home()
     if not folder.exists():
         return False
-    with _writable(folder.parent), _locked(folder.parent / "emulator.lock", None):
+    with cache.writing("emulator", folder.parent), _locked(folder.parent / "emulator.lock", None):
         files.sweep(folder.parent)
         aside = folder.with_name(files.TEMPORARY + "removed")
         folder.rename(aside)  # gone in one step, even if the rest is interrupted
@@ -420,18 +420,6 @@ def _replace(folder: Path, new: Path, aside: Path) -> None:
     if folder.exists():
         folder.rename(aside)
     new.rename(folder)
-
-
-@contextlib.contextmanager
-def _writable(folder: Path) -> Iterator[None]:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        yield
-    except OSError as error:
-        raise DeviceError(
-            f"The emulator's folder {folder} cannot be written ({error.strerror or error}). "
-            f"Free some space or mend its permissions, or set {cache.VARIABLE} to another folder."
-        ) from error
 
 
 @contextlib.contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import importlib.util
 import os
@@ -11,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -97,7 +96,10 @@ def build() -> Path:
         raise MissingDependency(
             f"Counting needs a small plugin for QEMU, and there is no C compiler to build it: {HOW}."
         )
-    with _writable(place.parent), tempfile.TemporaryDirectory(prefix=files.TEMPORARY, dir=place.parent) as scratch:
+    with (
+        cache.writing("plugin", place.parent),
+        tempfile.TemporaryDirectory(prefix=files.TEMPORARY, dir=place.parent) as scratch,
+    ):
         built = Path(scratch) / place.name
         command = [*start, *FLAGS, "-o", str(built), str(SOURCE)]
         finished = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
@@ -113,18 +115,6 @@ def build() -> Path:
 def _place() -> Path:
     digest = hashlib.sha256(SOURCE.read_bytes() + repr(FLAGS).encode() + platform.machine().encode()).hexdigest()
     return cache.folder("plugin").absolute() / f"{digest[:32]}.so"
-
-
-@contextlib.contextmanager
-def _writable(folder: Path) -> Iterator[None]:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        yield
-    except OSError as error:
-        raise DeviceError(
-            f"The plugin's folder {folder} cannot be written ({error.strerror or error}). "
-            f"Free some space or mend its permissions, or set {cache.VARIABLE} to another folder."
-        ) from error
 
 
 def option(plugin: Path, output: str, caches: Mapping[str, str]) -> str:

@@ -102,15 +102,12 @@ def run(state: State, options: Options) -> State:
     history = training.fit(wrapped, state, options, goal, [tfmot.sparsity.keras.UpdatePruningStep()], schedule)
     masks = pruning.masks(wrapped)
     pruned = intake.save(pruning.strip(wrapped), state.workspace / "model.keras")
-    entries = {
-        entry["name"]: entry for plan in plans if plan.kernel for entry in _entries(plan, pattern, ramp.final, masks)
-    }
     left = [f"{plan.name} is not pruned: {plan.reason}" for plan in plans if plan.left_alone]
     partly = [f"{plan.name}'s {reason}; this kernel is not pruned" for plan in plans for reason in plan.left]
     return state.add(
         files={"model": pruned, "masks": pruning.save_masks(masks, state.workspace / "masks.npz")},
         history={state.label: {"epochs": history, "schedule": _curve(schedule, options.epochs)}},
-        pruning={"layers": entries},
+        pruning={"layers": pruning.entries(plans, pattern, masks, ramp.final)},
         notes=[*left, *partly],
         summaries={state.label: _summary(plans, masks, pattern)},
     )
@@ -150,29 +147,6 @@ def _ramp(options: Options) -> Any:
     schedule = ("steps" if options.ramp else "constant") if nm else options.schedule
     final = (m - n) / m if nm else options.final
     return Ramp(schedule, options.initial, final, options.begin, options.end, options.power, options.frequency)
-
-
-def _entries(plan: Any, pattern: Any, final: float, masks: dict[str, Any]) -> list[dict[str, Any]]:
-    """A layer's part of report.json: one entry, or one for each of its kernels that is pruned."""
-    from edgeprune.keras import kernels
-
-    layer = {
-        "name": plan.name,
-        "type": plan.kind,
-        "params": plan.params,
-        "prunable": plan.prunable,
-        "reason": plan.reason,
-    }
-    if not plan.prunable:
-        return [{**layer, "granularity": None, "pattern": None, "sparsity_target": None, "sparsity_keras": None}]
-    nm = str(pattern) if pattern.granularity == "n:m" else None
-    how = {"granularity": str(pattern), "pattern": nm, "sparsity_target": final}
-    names = [kernels.key(plan.name, kernel) for kernel in plan.kernels]
-    sizes = [plan.params] if len(names) == 1 else [int(masks[name].size) for name in names]
-    return [
-        {**layer, "name": name, "params": size, **how, "sparsity_keras": 1.0 - float(masks[name].mean())}
-        for name, size in zip(names, sizes, strict=True)
-    ]
 
 
 def _curve(schedule: Any, epochs: int, points: int = 200) -> list[dict[str, float]]:

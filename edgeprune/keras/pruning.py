@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -249,6 +250,50 @@ def strip(model: Any) -> Any:
         kernel = kernels.find(plain, name)
         kernel.assign(np.where(mask, kernel.numpy(), 0.0))
     return plain
+
+
+def entries(
+    plans: list[LayerPlan], pattern: Pattern, masks: dict[str, np.ndarray], target: float | Mapping[str, float]
+) -> dict[str, dict[str, Any]]:
+    """What a stage did to every layer, for report.json's ``pruning`` block and for the proof of the file.
+
+    Args:
+        plans: from ``plan``.
+        pattern: that the masks have.
+        masks: as ``masks`` gives them, True = kept.
+        target: the sparsity that was asked for, 0..1; or of every kernel by its name in the masks.
+
+    Returns:
+        Layer's name, or that of each of its kernels -> entry.
+    """
+    found = [entry for plan in plans if plan.kernel for entry in _entries(plan, pattern, masks, target)]
+    return {entry["name"]: entry for entry in found}
+
+
+def _entries(
+    plan: LayerPlan, pattern: Pattern, masks: dict[str, np.ndarray], target: float | Mapping[str, float]
+) -> Iterator[dict[str, Any]]:
+    layer = {
+        "name": plan.name,
+        "type": plan.kind,
+        "params": plan.params,
+        "prunable": plan.prunable,
+        "reason": plan.reason,
+    }
+    if not plan.prunable:
+        yield {**layer, "granularity": None, "pattern": None, "sparsity_target": None, "sparsity_keras": None}
+        return
+    how = {"granularity": str(pattern), "pattern": str(pattern) if pattern.granularity == "n:m" else None}
+    names = [kernels.key(plan.name, kernel) for kernel in plan.kernels]
+    for name in names:
+        yield {
+            **layer,
+            "name": name,
+            "params": plan.params if len(names) == 1 else int(masks[name].size),
+            **how,
+            "sparsity_target": target if isinstance(target, float) else target[name],
+            "sparsity_keras": 1.0 - float(masks[name].mean()),
+        }
 
 
 def save_masks(final: dict[str, np.ndarray], path: Path) -> Path:

@@ -13,6 +13,9 @@ import pytest
 
 from edgeprune import registry, target
 
+# The tests of one process after another have the processors for themselves: threads of one TensorFlow would wait for the other's.
+os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
+
 REQUIRED = frozenset(filter(None, os.environ.get("EDGEPRUNE_REQUIRE", "").split(",")))
 
 

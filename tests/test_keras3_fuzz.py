@@ -1,4 +1,7 @@
-"""Random functional graphs over the supported layers: each converts with equal outputs, and the way back is tried on some."""
+"""Random functional graphs over the supported layers: each converts with equal outputs, and the way back is tried on some.
+
+All 200: EDGEPRUNE_FUZZ=full python -m pytest tests/test_keras3_fuzz.py
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import pytest
 
 pytest.importorskip("keras", minversion="3", reason="Keras 3 is not installed")
 
+import fuzzing
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from keras3_models import k3, layers, ops, shaken
@@ -83,11 +87,11 @@ def worst(model, converted):
     return max(float(np.abs(one - other).max()) / (float(np.ptp(one)) or 1.0) for one, other in pairs)
 
 
-TRIED = {"examples": 200, "back": 20}
+TRIED = {"examples": fuzzing.tried(200, 5), "back": fuzzing.tried(20, 5)}
 
 
 @pytest.mark.slow
-def test_200_random_graphs():
+def test_random_graphs():
     count = {"graphs": 0, "back": 0}
 
     @settings(

@@ -18,7 +18,8 @@ import numpy as np
 from edgeprune import files, schedules
 from edgeprune.errors import RecipeError
 from edgeprune.keras import graph, keras, kernels, tfmot
-from edgeprune.keras.pruning_wrappers import BlockPruned, KernelsPruned, RampedNM, StepSchedule
+from edgeprune.keras.pruning_wrappers import BlockPruned, KernelsPruned, RampedNM, StepSchedule, join
+from edgeprune.pipeline import State
 
 UPDATES = (
     100  # mask updates over the ramp, at most; TFMOT's default frequency of 100 steps is longer than a small stage
@@ -178,7 +179,9 @@ def wrap(model: Any, plans: list[LayerPlan], pattern: Pattern, ramp: Ramp, steps
         fresh = graph.copy_layer(layer)
         return _wrapper(fresh, chosen[layer.name], pattern, ramp, schedule) if layer.name in chosen else fresh
 
-    return graph.rebuild(model, copy=copy)
+    wrapped = graph.rebuild(model, copy=copy)
+    join(layer.pruning_obj for layer in wrapped.layers if isinstance(layer, KernelsPruned))
+    return wrapped
 
 
 def _wrapper(layer: Any, chosen: tuple[kernels.Kernel, ...], pattern: Pattern, ramp: Ramp, schedule: Any) -> Any:
@@ -294,6 +297,24 @@ def _entries(
             "sparsity_target": target if isinstance(target, float) else target[name],
             "sparsity_keras": 1.0 - float(masks[name].mean()),
         }
+
+
+def earlier(state: State, plans: list[LayerPlan]) -> dict[str, np.ndarray]:
+    """The masks that an earlier stage left, by the names of ``kernels.key``; none if there was no such stage.
+
+    Raises:
+        RecipeError: it has pruned a kernel that the plans leave whole, which training would fill again unnoticed.
+    """
+    if "masks" not in state.files:
+        return {}
+    found = load_masks(state.path("masks"))
+    lost = sorted(set(found) - {kernels.key(plan.name, kernel) for plan in plans for kernel in plan.kernels})
+    if lost:
+        raise RecipeError(
+            f"stages.{state.label} does not prune {', '.join(lost)}, which an earlier stage has pruned: training would fill their "
+            f"zeros again. Widen stages.{state.label}.include, or prune all layers in one stage."
+        )
+    return found
 
 
 def save_masks(final: dict[str, np.ndarray], path: Path) -> Path:

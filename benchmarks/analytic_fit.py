@@ -4,8 +4,9 @@
 
 Chains of layers (``analytic_layers.py``) are counted op by op with the kernels of both runtimes, int8 and float. For every
 kind of op that gives examples enough, prices and the tile of its kernel are chosen: of all tiles on a grid the one whose
-non-negative prices fit best. Networks are not among the examples: those of the table are what it is judged on, cycles
-against counted cycles. Writes ``devices/latency/CORE.analytic.yaml`` and ``benchmarks/results/analytic.json``.
+non-negative prices fit best. A kind's error is that of each chain as priced by all the others. Networks are not among the
+examples: those of the table are what it is judged on, cycles against counted cycles. Writes
+``devices/latency/CORE.analytic.yaml`` and ``benchmarks/results/analytic.json``.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import analytic_layers
 import latency_counts
@@ -32,7 +33,14 @@ CONSTANTS = HERE.parent / "devices" / "latency"
 HEADER = "# Written by benchmarks/analytic_fit.py; run it again to change anything here.\n"
 FEWEST = 4  # layers of a kind, to be priced apart
 TILES = {"positions": (1, 2, 4, 6, 8), "out": (1, 4, 8, 16), "in": (1, 2, 4, 8, 16), "each_tap": (False, True)}
-Example = tuple[analytic.Layer, float]
+
+
+class Example(NamedTuple):
+    """A counted layer, and the chain that it stands in."""
+
+    layer: analytic.Layer
+    cycles: float
+    chain: str
 
 
 def main() -> int:
@@ -70,7 +78,8 @@ def _examples(arguments: argparse.Namespace, target: targets.Target) -> dict[str
         for job, counts in zip(jobs, counted, strict=True):
             precision = job.file.stem.rpartition("-")[2]
             layers = analytic.layers(tflite.read(job.file))
-            own = [(layer, op["cycles"]) for layer, op in zip(layers, counts["ops"], strict=True) if op["alone"]]
+            pairs = zip(layers, counts["ops"], strict=True)
+            own = [Example(layer, op["cycles"], job.file.stem) for layer, op in pairs if op["alone"]]
             found.setdefault(kernels, {}).setdefault(precision, []).extend(own)
     return found
 
@@ -78,27 +87,29 @@ def _examples(arguments: argparse.Namespace, target: targets.Target) -> dict[str
 def prices(examples: Sequence[Example]) -> dict[str, analytic.Prices]:
     """Prices for every kind of op with examples enough, and for all other ops by what is known of those without weights."""
     groups: dict[str, list[Example]] = {}
-    for layer, cycles in examples:
-        if cycles > 0:
-            groups.setdefault(layer.kind, []).append((layer, cycles))
-            if not layer.weights:
-                groups.setdefault(analytic.OTHER, []).append((layer, cycles))
+    for example in examples:
+        if example.cycles > 0:
+            groups.setdefault(example.layer.kind, []).append(example)
+            if not example.layer.weights:
+                groups.setdefault(analytic.OTHER, []).append(example)
     return {kind: _prices(own) for kind, own in sorted(groups.items()) if len(own) >= FEWEST or kind == analytic.OTHER}
 
 
 def _prices(examples: Sequence[Example]) -> analytic.Prices:
-    """The tile and the prices that fit a kind best."""
-    cycles = np.array([counted for _, counted in examples])
-    best: tuple[float, analytic.Lanes, np.ndarray, float] | None = None
-    for lanes in _tiles([layer for layer, _ in examples]):
-        features = np.array([analytic.units(layer, lanes) for layer, _ in examples])
+    """The tile and the prices that fit a kind best, and how far they are off for chains that they were not fitted on."""
+    cycles = np.array([example.cycles for example in examples])
+    best: tuple[float, analytic.Lanes, np.ndarray, np.ndarray] | None = None
+    for lanes in _tiles([example.layer for example in examples]):
+        features = np.array([analytic.units(example.layer, lanes) for example in examples])
         constants = calibration.fit(features, cycles)
-        relative = features @ constants / cycles - 1
-        loss = float(np.sum(relative**2))
+        loss = float(np.sum((features @ constants / cycles - 1) ** 2))
         if best is None or loss < best[0] * (1 - 1e-6):  # of equal ones the smallest tile
-            best = loss, lanes, constants, float(100 * np.abs(relative).mean())
+            best = loss, lanes, constants, features
     assert best is not None  # noqa: S101 - there is always the tile of ones
-    _, lanes, constants, error = best
+    _, lanes, constants, features = best
+    chains = [example.chain for example in examples]
+    judged = calibration.leave_one_out(features, cycles, chains) if len(set(chains)) > 1 else features @ constants
+    error = float(100 * np.abs(judged / cycles - 1).mean())
     found = {name: float(f"{value:.4g}") for name, value in zip(analytic.PARTS, constants, strict=True) if value > 0}
     return analytic.Prices(lanes=lanes, cycles=found, layers=len(examples), error_pct=round(error, 2))  # type: ignore[arg-type]
 

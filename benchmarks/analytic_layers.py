@@ -78,11 +78,12 @@ PYRAMIDS = (
     (96, (16, 48, 96, 160, 320)),
     (80, (8, 64, 128, 240, 512)),
 )  # side and channels; the rarest kind, depthwise stride 2
+SQUEEZES = ((64, (8, 24, 40, 88, 160)), (28, (16, 96, 240, 576, 960)))  # side and channels; means that keep their axes
 
 
 def files(folder: Path) -> dict[str, Path]:
     """Make what is missing of ``FOLDER/layers-N-PRECISION.tflite`` and return all of them by name."""
-    seeds = range(len(STARTS) + len(PYRAMIDS))
+    seeds = range(len(STARTS) + len(PYRAMIDS) + len(SQUEEZES))
     wanted = [f"layers-{seed:02}-{precision}" for seed in seeds for precision in PRECISIONS]
     paths = {name: folder / f"{name}.tflite" for name in wanted}
     for seed in seeds:
@@ -98,6 +99,8 @@ def chain(seed: int) -> Any:
     """A tf_keras model of `LENGTH` layers in a row, then the mean over the map, two dense layers and a softmax."""
     from edgeprune.keras import keras
 
+    if seed >= len(STARTS) + len(PYRAMIDS):
+        return _squeezes(*SQUEEZES[seed - len(STARTS) - len(PYRAMIDS)])
     if seed >= len(STARTS):
         return _pyramid(*PYRAMIDS[seed - len(STARTS)])
     random = np.random.default_rng(seed)
@@ -121,6 +124,21 @@ def _pyramid(side: int, channels: tuple[int, ...]) -> Any:
         x = keras.layers.ReLU(6.0)(keras.layers.Conv2D(count, 1)(x))
         x = keras.layers.ReLU(6.0)(keras.layers.DepthwiseConv2D(3, 2, padding="same")(x))
     return keras.Model(inputs, keras.layers.Softmax()(keras.layers.Flatten()(x)))
+
+
+def _squeezes(side: int, channels: tuple[int, ...]) -> Any:
+    """Squeeze-and-excite: a mean, two products of a matrix and a vector, and a product of unlike shapes; then half the side."""
+    from edgeprune.keras import keras
+
+    layers = keras.layers
+    inputs = x = keras.Input((side, side, 3))
+    for count in channels:
+        x = layers.ReLU(6.0)(layers.Conv2D(count, 1)(x))
+        gate = layers.Conv2D(max(8, count // 4), 1, activation="relu")(layers.GlobalAveragePooling2D(keepdims=True)(x))
+        x = layers.Multiply()([x, layers.Conv2D(count, 1, activation="sigmoid")(gate)])
+        x = layers.ReLU(6.0)(layers.DepthwiseConv2D(3, 2, padding="same")(x))
+    x = layers.Conv2D(1001, 1)(layers.GlobalAveragePooling2D(keepdims=True)(x))
+    return keras.Model(inputs, layers.Softmax()(layers.Flatten()(x)))
 
 
 def _layer(kind: str, x: Any, random: np.random.Generator) -> Any:

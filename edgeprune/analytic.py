@@ -32,7 +32,12 @@ PARTS = ("call", "macs", "patches", "odd", "weights", "inputs", "outputs")
 OTHER = "other"
 BYTES = {"int8": 1, "fp32": 4}  # of one element
 CONVOLUTIONS = ("CONV_2D", "TRANSPOSE_CONV")
-VECTOR = 8  # 16-bit lanes: what int8 products are summed in
+PAIRWISE = ("ADD", "SUB", "MUL")
+VECTOR = {
+    "int8": 8,
+    "fp32": 16,
+}  # channels that a depthwise kernel takes at once; those beyond the last whole lot are slower
+NARROW = 8  # channels that the float depthwise kernels have a way of their own for
 Precision = Literal["int8", "fp32"]
 Price = Annotated[float, Field(ge=0)]
 
@@ -48,6 +53,7 @@ class Layer(NamedTuple):
         kernel: (out, height, width, in) of a kernel, (channels, height, width, 1) of a depthwise one and of a pool's window;
             () elsewhere.
         stride: the larger of both; 1 elsewhere.
+        kept: of a mean: whether it keeps the axes that it is taken over.
     """
 
     op: str
@@ -57,6 +63,7 @@ class Layer(NamedTuple):
     positions: int = 1
     kernel: tuple[int, ...] = ()
     stride: int = 1
+    kept: bool = False
 
     @property
     def weights(self) -> int:
@@ -72,13 +79,24 @@ class Layer(NamedTuple):
     def kind(self) -> str:
         """What is priced alike: ``CONV_2D 1x1``, ``DEPTHWISE_CONV_2D 3x3 stride 2``, ``ADD``.
 
-        A depthwise 3x3 has a kernel of its own in every runtime, but with channels that fill no vector some do without.
+        A product for one position is that of a matrix and a vector, whatever op it stands in: nothing is packed for it. One for
+        many is that of two matrices. An int8 depthwise 3x3 has a kernel of its own in every runtime, but with channels that fill
+        no vector some do without; in float every size has the same, and few channels another. A sum or product of unlike shapes
+        takes another way than one of like ones, and so does a mean that keeps its axes.
         """
+        if self.op in PAIRWISE and self.inputs != 2 * self.outputs:
+            return f"{self.op} broadcast"
+        if self.op == "MEAN" and self.kept:
+            return f"{self.op} kept"
         shape = self.kernel[1:3]
-        if self.op in CONVOLUTIONS:
-            return "CONV_2D 1x1" if shape == (1, 1) and self.stride == 1 else "CONV_2D"
+        if self.op in (*CONVOLUTIONS, "FULLY_CONNECTED"):
+            if shape != (1, 1) or self.stride != 1:
+                return "CONV_2D"
+            return "FULLY_CONNECTED" if self.positions == 1 else "CONV_2D 1x1"
+        if self.op == "DEPTHWISE_CONV_2D" and self.precision == "fp32":
+            return f"{self.op} {NARROW} channels" if self.kernel[0] == NARROW else f"{self.op} {OTHER}"
         if self.op == "DEPTHWISE_CONV_2D":
-            own = shape == (3, 3) and self.kernel[0] % VECTOR == 0
+            own = shape == (3, 3) and self.kernel[0] % VECTOR[self.precision] == 0
             return f"{self.op} 3x3 stride {self.stride}" if own else f"{self.op} {OTHER}"
         return self.op
 
@@ -102,7 +120,9 @@ class Prices(Strict):
         description="price of each part in cycles of one thread; what is not named costs nothing"
     )
     layers: int = Field(ge=1, description="how many counted layers it was fitted on")
-    error_pct: float = Field(ge=0, description="mean error on them, percent")
+    error_pct: float = Field(
+        ge=0, description="mean error, percent, of the layers of each chain as priced by the layers of all others"
+    )
 
     def __call__(self, layer: Layer) -> float:
         """Cycles of one thread."""
@@ -143,7 +163,13 @@ def units(layer: Layer, lanes: Lanes) -> tuple[float, ...]:
     taps = height * width
     if layer.weights == 0 or layer.op == "DEPTHWISE_CONV_2D":  # one value per tap and output: no product of matrices
         patches = layer.outputs // max(out, 1) * taps
-        return 1.0, float(patches * _up(out, lanes.out)), float(patches), float(patches * (out % VECTOR)), *elements
+        return (
+            1.0,
+            float(patches * _up(out, lanes.out)),
+            float(patches),
+            float(patches * (out % VECTOR[layer.precision])),
+            *elements,
+        )
     summed = taps * _up(depth, lanes.in_) if lanes.each_tap else _up(taps * depth, lanes.in_)
     macs = _up(layer.positions, lanes.positions) * _up(out, lanes.out) * summed
     patches = layer.positions * taps * depth
@@ -158,8 +184,13 @@ def macs(layer: Layer) -> int:
 
 
 def cycles(layers: Sequence[Layer], prices: Mapping[str, Prices]) -> list[float]:
-    """Cycles of one thread for each layer; a kind without a price takes the op's ``other``, else that of all ops."""
-    return [(prices.get(layer.kind) or prices.get(f"{layer.op} {OTHER}") or prices[OTHER])(layer) for layer in layers]
+    """Cycles of one thread for each layer; a kind without a price takes the op's ``other`` or its own, else that of all ops."""
+    return [_price(layer, prices)(layer) for layer in layers]
+
+
+def _price(layer: Layer, prices: Mapping[str, Prices]) -> Prices:
+    words = (layer.kind, f"{layer.op} {OTHER}", layer.op, OTHER)
+    return next(prices[word] for word in words if word in prices)
 
 
 def layers(file: TFLiteFile) -> list[Layer]:
@@ -178,7 +209,8 @@ def _layer(file: TFLiteFile, op: Op) -> Layer:
     if op.op == "TRANSPOSE_CONV":  # computed at every position of the input
         positions = inputs // kernel[3] if kernel and kernel[3] else 1
     stride = max(op.options.get("stride") or (1,))
-    return Layer(op.op, "fp32" if is_float else "int8", inputs, outputs, positions, kernel, stride)
+    kept = op.op == "MEAN" and len(written[0].shape) == len(file.tensors[op.inputs[0]].shape)
+    return Layer(op.op, "fp32" if is_float else "int8", inputs, outputs, positions, kernel, stride, kept)
 
 
 def _kernel(file: TFLiteFile, op: Op) -> tuple[int, ...]:

@@ -10,15 +10,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from edgeprune import accelerator, forecast, registry, tflite
+from edgeprune import accelerator, advice, forecast, registry, tflite
 from edgeprune.data import Split, strata, stratified
-from edgeprune.errors import DeviceError
+from edgeprune.errors import ArtefactError, DeviceError
 from edgeprune.inference import Runner
 from edgeprune.measurement import Reply, Request
 from edgeprune.progress import Progress
 from edgeprune.target import Backend, Connection, Target
 
 WARMUPS, RUNS = 10, 50
+# The custom ops that every runtime brings along; another one needs code that no board has.
+KNOWN_CUSTOM = frozenset({"AudioSpectrogram", "Mfcc", "NumericVerify", "TFLite_Detection_PostProcess"})
 
 
 def profile(
@@ -46,7 +48,8 @@ def profile(
 
     Returns:
         ``profile --json``: ``latency`` as in report.json, ``runtime``, memory, digests, and one entry per op; of a
-        prediction all of `forecast.forecast`, and ``runtimes``: the same model under this and the other ones.
+        prediction all of `forecast.forecast`, and ``runtimes``: the same model under this and the other ones. ``advice``: what
+        to make of it (`advised`).
 
     Raises:
         DeviceError: the target cannot be run here; the reason and what to do about it.
@@ -57,7 +60,7 @@ def profile(
     about = {"target": target.name, "size_bytes": file.size_bytes, "macs": tflite.macs(file)}
     reason = device.unavailable(target, connection)
     if reason:
-        return about | _unrun(path, target, connection, threads, resolver, reason)
+        return about | advised(path, target, _unrun(path, target, connection, threads, resolver, reason))
     started = time.monotonic()
     progress.stage(f"profile on {target.name}", 1, 1)
     with ThreadPoolExecutor(2) as pool, device.session(target, connection) as session:
@@ -72,7 +75,21 @@ def profile(
             figures |= predicted.result()
             figures["runtimes"] = [forecast.brief(figures), *others.result()]
     progress.done(reply.runtime_name, time.monotonic() - started)
-    return figures
+    return advised(path, target, figures)
+
+
+def advised(path: Path, target: Target, figures: dict[str, Any]) -> dict[str, Any]:
+    """The figures of a profile with ``advice`` (`edgeprune.advice`).
+
+    A measurement knows no op's time: then the shapes say which share of it is whose, where they can.
+    """
+    if target.delegate is None and all(op.get("ms") is None for op in figures.get("ops", [])):
+        place = forecast.board(target)
+        estimated = forecast.forecast(path, place, backend(Connection(target.backend)), counted=False)
+        timed = {**figures, "ops": estimated["ops"]}
+    else:
+        timed = figures
+    return {**figures, "advice": advice.advise(tflite.read(path), target, timed)}
 
 
 def _unrun(
@@ -86,9 +103,11 @@ def _unrun(
     """What can be said of a model that cannot be run here.
 
     Raises:
+        ArtefactError: it has ops that no runtime knows, so that it would run nowhere.
         DeviceError: nothing.
     """
     device, chip = backend(connection), accelerator.of(target)
+    _refuse_unknown(path, target, chip)
     if chip is not None and connection.address is None:
         how = "what the accelerator takes of the model, its parameters and its link"
         latency = dict(chip.predict(tflite.read(path), target))
@@ -98,6 +117,20 @@ def _unrun(
     if figures.get("how") is None:
         raise DeviceError(f"'{target.name}' cannot be run: {reason}.")
     return {"kind": "predicted", **figures, "runtimes": [forecast.brief(figures)], "uncounted": reason}
+
+
+def _refuse_unknown(path: Path, target: Target, chip: accelerator.Accelerator | None) -> None:
+    file = tflite.read(path)
+    custom = [op for op in file.ops if op.custom and op.op not in KNOWN_CUSTOM]
+    if custom and chip is not None:  # what its compiler writes is custom as well
+        taken = {placed.index for placed in chip.check(file, target).ops if placed.mapped}
+        custom = [op for op in custom if op.index not in taken]
+    if custom:
+        named = ", ".join(dict.fromkeys(f"{op.op} (op {op.index})" for op in custom[:5]))
+        raise ArtefactError(
+            f"{path} holds ops that no TFLite runtime knows: {named}. Replace the layers that they come from by ones that convert to "
+            "built-in ops."
+        )
 
 
 class Evaluation(NamedTuple):

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -136,22 +136,42 @@ class Rules:
         left = {name: units[units < len(scores[name])] for name, units in found.items()}
         return {name: units for name, units in left.items() if len(units) < len(scores[name])}
 
+    def without_zeros(self, scores: Mapping[str, Array]) -> dict[str, Units]:
+        """The cut that removes the units whose score is zero, as far as floors and multiples allow; one of a group stays.
+
+        Args:
+            scores: as in ``cut``.
+
+        Returns:
+            As ``cut`` returns it.
+        """
+        given = {name: np.asarray(values) > 0 for name, values in scores.items()}
+        ratios = {name: min(1 - float(alive.mean()), 1 - 1 / alive.size) for name, alive in given.items()}
+        rules = replace(self, scope="layer", ratios=ratios)
+        return rules.cut({name: alive.astype(np.float64) for name, alive in given.items()}, 0.0)
+
     def _uncut(self, name: str, scores: Array) -> Array:
         return np.concatenate([scores, np.full(self.units[name] - len(scores), GONE)])
 
     def reach(
-        self, scores: Mapping[str, Array], measure: Callable[[dict[str, Units]], float], most: float, what: str
+        self,
+        scores: Mapping[str, Array],
+        measure: Callable[[dict[str, Units]], float],
+        most: float,
+        what: str,
+        of: str = "of the uncut model's",
     ) -> tuple[float, dict[str, Units]]:
-        """The gentlest cut that leaves at most a share of the uncut network's cost.
+        """The gentlest cut that leaves at most so much of the uncut network's cost.
 
         The ratio is found by bisection. Where several groups lose units at that ratio, and not all of them have to, those with the
         most to lose are spared.
 
         Args:
             scores: as in ``cut``.
-            measure: cut -> share of the cost that remains, 0..1; a higher ratio has no higher cost.
-            most: the aim, 0..1.
+            measure: cut -> what remains of the cost; a higher ratio has no higher cost.
+            most: the aim, likewise.
             what: the option that asks for it, for the message.
+            of: what both are counted in, likewise.
 
         Returns:
             The ratio, 0..1, and the cut, as ``cut`` returns it.
@@ -180,7 +200,7 @@ class Rules:
         if low == 0.0 and problem is not None:
             raise problem
         raise CutError(
-            f"{what}: {most:g} is asked for, but at least {math.ceil(least * 1000) / 1000:g} of the uncut model's remain, with the "
+            f"{what}: {most:g} is asked for, but at least {math.ceil(least * 1000) / 1000:g} {of} remain, with the "
             "floors and multiples that hold and the groups that stay whole (`edgeprune inspect MODEL --groups` says why). Ask for "
             "that or more, or lower floors and multiples."
         )

@@ -56,6 +56,15 @@ def test_kinds_are_what_kernels_are_written_for():
     assert DEPTHWISE.kind == "DEPTHWISE_CONV_2D other"  # 20 channels fill no vector
     assert DEPTHWISE._replace(kernel=(24, 3, 3, 1)).kind == "DEPTHWISE_CONV_2D 3x3 stride 2"
     assert DEPTHWISE._replace(kernel=(24, 5, 5, 1)).kind == "DEPTHWISE_CONV_2D other"
+    assert Layer("FULLY_CONNECTED", "int8", 64, 10, 1, (10, 1, 1, 64)).kind == "FULLY_CONNECTED"
+    assert POINTWISE._replace(positions=1).kind == "FULLY_CONNECTED"  # a matrix times a vector, whatever it is called
+    assert Layer("FULLY_CONNECTED", "int8", 640, 100, 10, (10, 1, 1, 64)).kind == "CONV_2D 1x1"
+    assert [DEPTHWISE._replace(precision="fp32", kernel=(count, 3, 3, 1)).kind for count in (8, 24)] == [
+        "DEPTHWISE_CONV_2D 8 channels",
+        "DEPTHWISE_CONV_2D other",
+    ]
+    assert [Layer("MUL", "int8", inputs, 100).kind for inputs in (200, 110)] == ["MUL", "MUL broadcast"]
+    assert [Layer("MEAN", "int8", 490, 10, kept=kept).kind for kept in (True, False)] == ["MEAN kept", "MEAN"]
     assert Layer("TRANSPOSE_CONV", "int8", 1, 1, 1, (8, 2, 2, 8), 2).kind == "CONV_2D"
     assert Layer("AVERAGE_POOL_2D", "int8", 1, 1, 1, (4, 2, 2, 1)).kind == "AVERAGE_POOL_2D"
 
@@ -65,9 +74,10 @@ def test_a_kind_without_a_price_takes_the_next_wider_one():
         "other": prices(call=1.0),
         "DEPTHWISE_CONV_2D other": prices(call=2.0),
         "CONV_2D 1x1": prices(call=3.0),
+        "MUL": prices(call=4.0),
     }
     layers = [Layer("GATHER", "int8", 1, 1), DEPTHWISE._replace(kernel=(24, 3, 3, 1)), POINTWISE]
-    assert analytic.cycles(layers, table) == [1.0, 2.0, 3.0]
+    assert analytic.cycles([*layers, Layer("MUL", "int8", 110, 100)], table) == [1.0, 2.0, 3.0, 4.0]
 
 
 sizes = st.integers(1, 96)
@@ -95,7 +105,7 @@ def test_bytes_are_of_weights_and_of_all_that_is_read_and_written():
 
 def test_a_file_and_the_model_it_is_made_of_have_the_same_layers(tmp_path):
     from edgeprune import tflite
-    from edgeprune.keras import conversion, export, keras
+    from edgeprune.keras import conversion, export, keras, preparation
     from edgeprune.keras.latency import Stopwatch
 
     inputs = keras.Input((12, 12, 3))
@@ -103,9 +113,11 @@ def test_a_file_and_the_model_it_is_made_of_have_the_same_layers(tmp_path):
     x = keras.layers.Conv2D(8, 1, activation="relu")(keras.layers.DepthwiseConv2D(3, padding="same")(x))
     y = keras.layers.Conv2D(8, 3, padding="same")(x)
     x = keras.layers.MaxPooling2D(2)(keras.layers.Add()([x, y]))
+    gate = keras.layers.Conv2D(8, 1, activation="sigmoid")(keras.layers.GlobalAveragePooling2D(keepdims=True)(x))
+    x = keras.layers.Multiply()([x, gate])
     x = keras.layers.GlobalAveragePooling2D()(keras.layers.Concatenate()([x, keras.layers.Conv2D(6, 1)(x)]))
     model = keras.Model(inputs, keras.layers.Dense(5, activation="softmax")(keras.layers.Dropout(0.1)(x)))
-    saved = export.save(model, tmp_path / "saved")
+    saved = export.save(preparation.prepare(model).model, tmp_path / "saved")
     samples = np.random.default_rng(0).uniform(-1, 1, (4, 12, 12, 3)).astype("float32")
     file = tflite.read(conversion.convert(saved, tmp_path / "model.tflite", representative=samples))
     assert sorted(analytic.layers(file)) == sorted(Stopwatch(model, len).layers({}))

@@ -11,7 +11,7 @@ from random_graphs import grown, halves, randomized, scrambled
 
 from edgeprune import channel_blocks, channels
 from edgeprune.errors import CutError, ModelError
-from edgeprune.keras import channel_graph, graph, keras, surgery
+from edgeprune.keras import channel_graph, graph, keras, surgery, tf
 from edgeprune.keras import layers as own
 
 layers = keras.layers
@@ -55,7 +55,9 @@ def squeeze_and_excite(x):
     x = layers.Conv2D(6, 3, name="wide", activation="swish")(x)
     gate = layers.Reshape((1, 1, 6), name="reshape")(layers.GlobalAveragePooling2D()(x))
     gate = layers.Conv2D(6, 1, activation="sigmoid")(layers.Conv2D(2, 1, activation="relu")(gate))
-    x = layers.Multiply()([x, gate])
+    x = layers.Dropout(0.2, noise_shape=(None, 1, 1, 1))(
+        layers.Multiply()([x, gate])
+    )  # for whole branches, as in EfficientNet
     return layers.Dense(3)(layers.Flatten()(x))
 
 
@@ -120,6 +122,14 @@ def modern(x):
     return layers.Dense(2)(layers.GlobalAveragePooling2D(keepdims=True)(x))
 
 
+def written(x):
+    """As Python says it: Keras wraps every function and operator into a layer of its own."""
+    x = layers.Conv2D(6, 3, name="stem")(x)
+    x = tf.math.multiply(x, tf.nn.relu6(x + 3.0) * np.float32(1 / 6))
+    x = x / 2.0 - tf.identity(layers.Conv2D(6, 1, name="side")(x))
+    return layers.Dense(2)(layers.Flatten()(x))
+
+
 @pytest.mark.parametrize(
     ("build", "shapes"),
     [
@@ -133,6 +143,7 @@ def modern(x):
         (turned, [(5, 5, 2)]),
         (volume, [(3, 3, 6, 2)]),
         (modern, [(5, 5, 3)]),
+        (written, [(5, 5, 3)]),
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )
@@ -189,6 +200,7 @@ def test_models_inside_models_are_inlined():
         (lambda x: layers.TimeDistributed(layers.Dense(2), name="odd")(x), r"go into 'odd' \(TimeDistributed\)"),
         (lambda x: own.Operation("math.cumsum", [{"tensor": 0}], name="odd")(x), r"go into 'odd' \(Operation\)"),
         (lambda x: x + np.ones((1, 1, 4), "float32"), r"go into 'tf.__operators__.add\w*' \(TFOpLambda\)"),
+        (lambda x: layers.Dropout(0.1, noise_shape=(None, 1, 4), name="odd")(x), r"go into 'odd' \(Dropout\)"),
         (lambda x: layers.Reshape((6, 2, 2), name="odd")(x), r"go into 'odd' \(Reshape\), which cannot be followed"),
         (lambda x: layers.BatchNormalization(axis=[1, 2], name="odd")(x), r"go into 'odd' \(BatchNormalization\)"),
         (

@@ -8,6 +8,7 @@ from keras_models import SHAPE, cnn, keras, layers, shaken
 
 from edgeprune.errors import CutError
 from edgeprune.keras import costs, inspect, surgery
+from edgeprune.keras.latency import Stopwatch
 
 
 def shared():
@@ -34,7 +35,14 @@ def shared():
 def test_the_cost_is_that_of_the_model_made(make, cut):
     model = shaken(make())
     made = inspect.describe(surgery.shrink(model, cut))
-    assert costs.Meter(model)(cut) == (made["macs"], made["params"])
+    assert costs.Meter(model)(cut) == (made["macs"], made["params"], None)
+
+
+def test_a_latency_is_told_where_one_is_asked_for():
+    model, cut = cnn(), {"stem": [0, 3, 5]}
+    counted = costs.Meter(model, len)
+    assert counted(cut).latency_ms == Stopwatch(model, len)(cut)
+    assert counted(cut)[:2] == costs.Meter(model)(cut)[:2]
 
 
 def test_a_cut_that_cannot_be_is_refused():

@@ -25,6 +25,23 @@ def test_a_pool_over_the_whole_image_becomes_global():
     assert np.array_equal(rewritten.get_layer("head").kernel, model.get_layer("head").kernel)
 
 
+def test_a_mean_over_an_image_keeps_its_axes_and_says_the_same():
+    inputs = keras.Input((4, 4, 3))
+    twice = layers.GlobalAveragePooling2D(name="pool")
+    kept = layers.GlobalAveragePooling2D(keepdims=True, name="kept")(inputs)
+    heads = [layers.Dense(2, name="head")(twice(inputs)), twice(layers.Conv2D(5, 1)(inputs)), kept]
+    model = keras.Model(inputs, heads)
+    rewritten, names = pooling.keep_axes(model)
+    assert names == ["pool"]
+    assert [node.output_shapes for node in rewritten.get_layer("pool").inbound_nodes] == [
+        (None, 1, 1, 3),
+        (None, 1, 1, 5),
+    ]
+    assert [tuple(shape) for shape in rewritten.output_shape] == [tuple(shape) for shape in model.output_shape]
+    assert graph.largest_difference(model, rewritten) == 0.0
+    assert pooling.keep_axes(rewritten) == (rewritten, [])
+
+
 @pytest.mark.parametrize(
     "pool",
     [

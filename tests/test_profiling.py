@@ -5,13 +5,14 @@ from pathlib import Path
 
 import pytest
 from test_forecast import two_convolutions
+from test_tflite import build, operator, tensor
 
-from edgeprune import forecast, profiling, progress, registry
+from edgeprune import cli, forecast, profiling, progress, registry
 from edgeprune import target as targets
-from edgeprune.devices import qemu
+from edgeprune.devices import local, qemu
 from edgeprune.errors import DeviceError
 
-RPI4 = targets.load(registry.file("targets", "rpi4"))
+RPI4, HOST = (targets.load(registry.file("targets", name)) for name in ("rpi4", "host"))
 
 
 @pytest.fixture
@@ -23,6 +24,49 @@ def file(tmp_path):
 
 def profile(path: Path, target=RPI4, threads=None):
     return profiling.profile(path, target, targets.connection(target), threads, progress.choose(quiet=True))
+
+
+def torn(content):
+    return content[: len(content) // 2]
+
+
+def custom(_):
+    """An ADD, then an op of somebody's own."""
+    maps = [tensor(name, (1, 8, 8, 16), scale=[0.1], zero=[0]) for name in "abc"]
+    ops = [operator("ADD", [0, 0], [1], "AddOptions"), operator("MyOwnOp", [1], [2])]
+    return build(maps, ops, inputs=[0], outputs=[2])
+
+
+def floating(_):
+    maps = [tensor(name, (1, 8, 8, 16), "FLOAT32") for name in "ab"]
+    return build(maps, [operator("ADD", [0, 0], [1], "AddOptions")], inputs=[0], outputs=[1])
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "board", "words"),
+    [
+        (torn, "rpi4", "is a damaged .tflite file"),
+        (torn, "coral-usb", "is a damaged .tflite file"),
+        (custom, "rpi4", "no TFLite runtime knows: MyOwnOp (op 1). Replace the layers"),
+        (custom, "coral-usb", "no TFLite runtime knows: MyOwnOp (op 1). Replace the layers"),
+        (floating, "coral-usb", "is a float model"),
+    ],
+)
+def test_what_cannot_be_profiled_is_refused_by_name_without_a_board(file, capsys, monkeypatch, spoilt, board, words):
+    monkeypatch.setattr(qemu, "unavailable", lambda target, connection: "the Arm emulator is not installed")
+    monkeypatch.setattr(qemu, "uncountable", lambda target, runtime=None: "the Arm emulator is not installed")
+    file.write_bytes(spoilt(file.read_bytes()))
+    assert cli.run(["profile", str(file), "--target", board]) == 1
+    assert words in " ".join(capsys.readouterr().err.split())
+
+
+def test_the_runtime_itself_refuses_what_it_does_not_know(file, capsys):
+    reason = local.unavailable(HOST, targets.connection(HOST))
+    if reason:
+        pytest.skip(reason)
+    file.write_bytes(custom(file.read_bytes()))
+    assert cli.run(["profile", str(file), "--target", "host"]) == 1
+    assert "the runtime refuses the model: Encountered unresolved custom op: MyOwnOp" in capsys.readouterr().err
 
 
 @pytest.mark.qemu

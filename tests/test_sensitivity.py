@@ -354,6 +354,14 @@ def test_a_run_folder_brings_its_own_model_data_and_recipe(files):
     assert result["samples"] == 80  # a quarter of the 320 that are not the test's
 
 
+def test_the_latency_that_a_cut_saves_is_told_where_one_is_predicted(files):
+    _, without = measured(files / "host", ratios=[0.5])
+    _, result = measured(files / "pi", target="rpi4", ratios=[0.5], multiple=1)
+    assert set(without["costs"]) == {"macs", "params"}
+    (point,) = [point for group in result["groups"] for point in group["points"]]
+    assert 0 < point["latency_ms_saved"] < result["costs"]["latency_ms"]
+
+
 def test_the_command(files, capsys):
     words = ["sensitivity", "planted.keras", "--data", "data.npz", "--target", "host", "--criterion", "magnitude"]
     assert cli.run([*words, "--json", "--max-drop", "0.01"]) == 0

@@ -128,6 +128,37 @@ def connect(word, name="rpi4"):
 # --- the whole path
 
 
+@pytest.mark.slow
+def test_a_build_that_ends_on_a_board(tmp_path, capsys):
+    """From a Keras file over the converter and sshd to the board's kernels, and back into the report."""
+    from keras_models import samples, small
+
+    from edgeprune.keras import intake
+
+    x, y = samples()
+    np.savez(tmp_path / "data.npz", x=x, y=y)
+    intake.save(small(), tmp_path / "small.keras")
+    stages = "stages: {convert: {}, profile: {samples: 4, warmups: 0, runs: 3}, report: {}}"
+    (tmp_path / "recipe.yaml").write_text(f"name: tiny\n{stages}\n")
+    given = [
+        "--data",
+        str(tmp_path / "data.npz"),
+        "--recipe",
+        str(tmp_path / "recipe.yaml"),
+        "--out",
+        str(tmp_path / "run"),
+    ]
+    words = ["build", str(tmp_path / "small.keras"), *given, "--target", "rpi4", "--board", "board", "--quiet"]
+    assert cli.run(words) == 0, capsys.readouterr().err
+    measured = json.loads((tmp_path / "run/stages/2-profile/state.json").read_text())["facts"]["latency"]
+    for role in ("dense_int8", "final"):
+        assert (measured[role]["kind"], measured[role]["threads"]) == ("measured", 4) and measured[role]["ms"] > 0
+    made = json.loads((tmp_path / "run/report.json").read_text())
+    assert made["arm"]["runtime"] == "tflite-runtime 2.14.0" and not made["arm"]["emulated"]
+    assert made["arm"]["metric"] == made["arm"]["host_metric"]
+    assert made["advice"][-1]["kind"] == "next"
+
+
 def test_a_model_on_a_board(model):
     heard = []
     with connect("board") as session:

@@ -15,6 +15,7 @@ from edgeprune import channel_blocks, channels
 from edgeprune.channels import Node, Use
 from edgeprune.keras import graph, keras, tf
 from edgeprune.keras import layers as own
+from edgeprune.keras import rewrites_operations as operators
 
 layers = keras.layers
 Rule = Callable[[Any, Any], dict[str, Any]]  # a layer and its call -> fields of the node
@@ -24,7 +25,7 @@ ELEMENTWISE = {
     *("silu", "softplus", "softsign", "swish", "tanh", "hard_swish"),
 }
 MAKERS = ("tf_keras.", "tensorflow.", "keras.", "edgeprune.")  # a user's own "relu" may be anything
-# Functions of `Operation` that treat every element alike, if all else among their arguments is a number.
+# TensorFlow's functions that treat every element alike, if all else among their arguments is a number.
 FUNCTIONS = {
     *(f"math.{name}" for name in ("abs", "add", "divide", "exp", "log", "maximum", "minimum", "multiply", "negative")),
     *(
@@ -147,7 +148,8 @@ def _tensors(model: Any) -> tuple[dict[str, str], dict[str, tuple[int | None, ..
 def _node(call: Any, names: dict[str, str]) -> Node:
     layer = call.layer
     rule = TABLE.get(type(layer)) or FOREIGN.get(f"{type(layer).__module__}.{type(layer).__name__}", _opaque)
-    if len(call.flat_input_ids) != 1 and type(layer) not in SEVERAL:  # a mask, or a flag that is a tensor
+    several = type(layer) in SEVERAL or rule is _operation
+    if len(call.flat_input_ids) != 1 and not several:  # a mask, or a flag that is a tensor
         rule = _opaque
     fields = rule(layer, call)
     present = tuple(use for use in fields.pop("uses", ()) if variable(layer, use.weight) is not None)
@@ -305,8 +307,9 @@ def _softmax(layer: Any, _: Any) -> dict[str, Any]:
 
 
 def _dropout(layer: Any, call: Any) -> dict[str, Any]:
-    """The shape of its noise may name the number of channels."""
-    return {"rule": "elementwise"} if getattr(layer, "noise_shape", None) is None else _opaque(layer, call)
+    """The shape of its noise may name the number of channels; 1 is one draw for all, and None as many as there are."""
+    named = [size for size in getattr(layer, "noise_shape", None) or () if size not in (None, 1)]
+    return _opaque(layer, call) if named else {"rule": "elementwise"}
 
 
 def _elementwise(layer: Any, _: Any) -> dict[str, Any]:
@@ -348,12 +351,13 @@ def _layer_scale(layer: Any, _: Any) -> dict[str, Any]:
 
 
 def _operation(layer: Any, call: Any) -> dict[str, Any]:
-    config = layer.get_config()
+    """A function of TensorFlow: an `Operation`, or what Keras makes of ``x + y`` and ``tf.nn.relu(x)``."""
+    name, given, keywords = operators.function_of(layer, call.call_args, call.call_kwargs) or ("", [], {})
     plain = all(
-        isinstance(value, (int, float)) or (isinstance(value, dict) and "tensor" in value)
-        for value in (*config["arguments"], *config["keywords"].values())
+        isinstance(value, (int, float, np.number)) or operators.is_tensor(value)
+        for value in (*given, *keywords.values())
     )
-    return {"rule": "elementwise"} if plain and layer.function in FUNCTIONS else _opaque(layer, call)
+    return {"rule": "elementwise"} if plain and name in FUNCTIONS else _opaque(layer, call)
 
 
 def _rescaling(layer: Any, call: Any) -> dict[str, Any]:
@@ -410,10 +414,10 @@ SEVERAL = (
     layers.LSTM,
     layers.GRU,
     layers.SimpleRNN,
-    own.Operation,
 )  # take several tensors
-# Classes of Keras' own networks that it does not export.
+# Classes of Keras and of its networks that it does not export.
 FOREIGN: dict[str, Rule] = {
+    "tf_keras.src.layers.core.tf_op_layer.TFOpLambda": _operation,
     "tf_keras.src.applications.convnext.LayerScale": _layer_scale,
     "tf_keras.src.applications.convnext.StochasticDepth": _elementwise,
     "tf_keras.src.applications.efficientnet.FixedDropout": _elementwise,

@@ -24,6 +24,8 @@ OPS = {
     **dict.fromkeys(("Conv1D", "Conv2D"), "CONV_2D"),
     "Conv2DTranspose": "TRANSPOSE_CONV",
     **dict.fromkeys(("DepthwiseConv1D", "DepthwiseConv2D"), "DEPTHWISE_CONV_2D"),
+    **dict.fromkeys(("Rescaling", "HardSigmoid"), "DEPTHWISE_CONV_2D"),  # a scale for every channel, 1x1
+    "HardSwish": "HARD_SWISH",
     "Dense": "FULLY_CONNECTED",
     "Add": "ADD",
     "Subtract": "SUB",
@@ -89,6 +91,22 @@ class Stopwatch:
             found += self._ops(node, shapes) if touched else whole
         return found
 
+    def resized(self, number: int, given: float, made: float) -> list[Layer]:
+        """The ops of one call of a layer that has other numbers of channels.
+
+        Args:
+            number: of the node in ``coupling.graph.nodes``.
+            given, made: share of the channels that its inputs and its outputs have, 0..1; at least one channel is left.
+        """
+        node, shapes = self.coupling.graph.nodes[number], dict(self.coupling.graph.tensors)
+        for names, share in ((node.inputs, given), (node.outputs, made)):
+            for name in names:
+                shape, axis = shapes[name], self.coupling.tensors[name][0] if name in self.coupling.tensors else None
+                if axis is not None and shape[axis] is not None:
+                    size = max(1, round(share * (shape[axis] or 1)))
+                    shapes[name] = tuple(size if at == axis % len(shape) else side for at, side in enumerate(shape))
+        return self._ops(node, shapes)
+
     def _smaller(self, cut: channels.Cut) -> dict[str, Shape]:
         """The shapes of the tensors that lose channels; all of them counted at once, for cuts come by the thousand."""
         left = np.add.reduceat(channels.kept(self.coupling, cut)[self._classes].astype(int), self._starts)
@@ -114,7 +132,8 @@ def _ops(
     if node.kind in OPS:
         kernel, positions = _kernel(node, layer, shapes, uncut)
         stride = _largest(getattr(layer, "strides", 1))
-        found.append(Layer(OPS[node.kind], precision, inputs, outputs, positions, kernel, stride))
+        kept = node.kind == "GlobalAveragePooling2D"  # `pooling.keep_axes` sees to it
+        found.append(Layer(OPS[node.kind], precision, inputs, outputs, positions, kernel, stride, kept))
     activation = getattr(getattr(layer, "activation", None), "__name__", "linear")
     if activation not in FUSED:
         found.append(Layer(ACTIVATIONS.get(activation, activation.upper()), precision, outputs, outputs))
@@ -131,7 +150,7 @@ def _kernel(
     given, made = (int(shapes[names[0]][-1] or 1) for names in (node.inputs, node.outputs))
     places = _size(shapes[node.inputs[0] if op == "TRANSPOSE_CONV" else node.outputs[0]])
     if op == "DEPTHWISE_CONV_2D" or op.endswith("_POOL_2D"):
-        window = layer.kernel_size if op == "DEPTHWISE_CONV_2D" else layer.pool_size
+        window = getattr(layer, "kernel_size", 1) if op == "DEPTHWISE_CONV_2D" else layer.pool_size
         return (made, *_two(window), 1), 1
     if op == "FULLY_CONNECTED":
         return (made, 1, 1, given), places // max(made, 1)

@@ -75,6 +75,7 @@ REWRITES: tuple[Rewrite, ...] = (
     Rewrite("normalization into Dense", _always(affine.into_dense), "TFMOT takes no BatchNormalization before Dense"),
     Rewrite("scales", _always(affine.to_depthwise), "Rescaling and standalone BatchNormalization would stay float"),
     Rewrite("global pools", _always(pooling.whole_images), "int8 average pooling must keep its input's scale"),
+    Rewrite("kept axes", _always(pooling.keep_axes), "TFLite's int8 mean over an image is fast only where it keeps the axes"),
 )  # fmt: skip
 
 

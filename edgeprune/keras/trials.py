@@ -14,12 +14,14 @@ import numpy as np
 
 from edgeprune import api, channel_blocks, columns, metrics, scoring
 from edgeprune import data as datasets
+from edgeprune.analytic import Layer
 from edgeprune.channel_blocks import Block
 from edgeprune.channels import Cut
 from edgeprune.data import Data, Split
 from edgeprune.errors import CutError
 from edgeprune.keras import feeding, graph, intake, program, signals, surgery, tf, training
 from edgeprune.keras.costs import Meter
+from edgeprune.keras.latency import Stopwatch
 from edgeprune.progress import Progress
 from edgeprune.recipe import Recipe
 from edgeprune.sensitivity import Costs, Removal, Scores, block_word
@@ -31,7 +33,16 @@ SIGNAL_SAMPLES = 512  # training samples that a criterion sees, as many as the s
 Clocks = Callable[[Any], Mapping[str, Callable[[Cut], float]]]
 
 
-def load(word: str, data: Any, settings: Recipe, seed: int, samples: int, trust: bool, progress: Progress) -> Trials:
+def load(
+    word: str,
+    data: Any,
+    settings: Recipe,
+    seed: int,
+    samples: int,
+    trust: bool,
+    progress: Progress,
+    milliseconds: Callable[[Sequence[Layer]], float] | None = None,
+) -> Trials:
     """The model and the data that words name, ready to be tried.
 
     Args:
@@ -42,6 +53,7 @@ def load(word: str, data: Any, settings: Recipe, seed: int, samples: int, trust:
         samples: held-out samples to judge by, at most.
         trust: whether the user vouches for code inside the model file.
         progress: is told what the user should know.
+        milliseconds: what a list of ops takes on a board (`edgeprune.forecast.milliseconds`); None: no latency is told.
 
     Raises:
         EdgepruneError: the model or the data cannot be taken, or they do not fit each other.
@@ -56,7 +68,8 @@ def load(word: str, data: Any, settings: Recipe, seed: int, samples: int, trust:
         raise CutError(f"No channels of '{word}' can be removed. {why}.")
     given = api.fitting(datasets.load(data, settings.file.data, seed, progress), model)
     metric = metrics.judging(given.tasks, settings.file.metric, settings.file.metric_output)
-    return Trials(model, given, metric, samples, seed)
+    clocks: Clocks | None = milliseconds and (lambda model: {"latency_ms": Stopwatch(model, milliseconds)})
+    return Trials(model, given, metric, samples, seed, clocks)
 
 
 class Trials:
@@ -135,7 +148,14 @@ class Trials:
 
     def _measured(self, model: Any, meter: Meter) -> Callable[[Cut], Costs]:
         clocks = self._clocks(model)
-        return lambda cut: {**meter(cut)._asdict(), **{name: clock(cut) for name, clock in clocks.items()}}
+
+        def costs(cut: Cut) -> Costs:
+            counted = meter(cut)
+            return {"macs": counted.macs, "params": counted.params} | {
+                name: clock(cut) for name, clock in clocks.items()
+            }
+
+        return costs
 
     def _without(self, name: str) -> Any:
         return surgery.without(self._model, [self._block(name)])

@@ -25,12 +25,12 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.10,<3.14",
-    packages=["edgeprune", "edgeprune.keras", *ROOM],
+    packages=["edgeprune", "edgeprune.keras", "edgeprune.keras.gates", *ROOM],
     package_dir={"edgeprune": "edgeprune", **ROOM},
     package_data={
         "edgeprune": ["py.typed", "templates/*"],
         "edgeprune.devices": ["_plugin.c", "targets/*.yaml", "accelerators/*.yaml", "latency/*.yaml"],
-        "edgeprune.pipelines": ["recipes/*.yaml"],
+        "edgeprune.pipelines": ["recipes/*.yaml", "recipes/methods/*.yaml"],
     },
     entry_points={"console_scripts": ["edgeprune = edgeprune.cli:main"]},
     install_requires=[

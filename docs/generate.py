@@ -24,6 +24,7 @@ from pydantic import BaseModel
 from edgeprune import catalogue, cli, files, recipe, registry, sensitivity_view, target
 from edgeprune.data_options import DataOptions, PreprocessOptions
 from edgeprune.devices import _edgetpu_facts, _edgetpu_latency, _edgetpu_limits
+from edgeprune.training_options import Attention, Distillation, Penalty
 
 DOCS = Path(__file__).parent
 RESULTS = DOCS.parent / "benchmarks" / "results"
@@ -43,7 +44,10 @@ def pages() -> dict[Path, str]:
         if BLOCK.search(text):
             found[path] = BLOCK.sub(lambda match: f"{match[1]}\n{BLOCKS[match['name']]().strip()}\n\n{match[3]}", text)
     if DOCS / "league.md" in found and (RESULTS / "criteria_league.json").exists():
-        found[DOCS / "pictures" / "criteria_league.svg"] = _league("picture")(_results("criteria_league"))
+        found[DOCS / "pictures" / "criteria_league.svg"] = _beside("league", "picture")(_results("criteria_league"))
+    if DOCS / "methods.md" in found and (RESULTS / "methods.json").exists():
+        drawn = _beside("methods_league", "pictures")(_results("methods"))
+        found |= {DOCS / "pictures" / name: text for name, text in drawn.items()}
     return found
 
 
@@ -130,8 +134,39 @@ def _criteria() -> str:
     return _table(("name", "what it asks", "equation", "signals", "cost", "ranks", "paper"), rows)
 
 
+def _penalties() -> str:
+    """Every penalty, from its docstring and its parameters."""
+    words = {
+        "weights": "single weights",
+        "groups": "units of coupled channels",
+        "scales": "scales of BatchNormalization",
+    }
+    rows = []
+    for name in registry.names("penalties"):
+        found = catalogue.penalty(name)
+        rows.append((f"`{name}`", found.purpose, f"`{found.equation}`", words[found.of], "; ".join(found.papers)))
+    return _table(("name", "what it does", "what is added to the loss, times the strength", "of", "paper"), rows)
+
+
+def _methods() -> str:
+    """Every method's recipe, by when it acts."""
+    found = sorted(
+        catalogue.methods().items(), key=lambda pair: (("before", "during", "after").index(pair[1]["acts"]), pair[0])
+    )
+    rows = [
+        (f"`{name}`", row["title"], row["acts"], row["removes"], row["cost"], "; ".join(row["papers"]))
+        for name, row in found
+    ]
+    return _table(("recipe", "method", "acts", "removes", "cost beyond plain training", "papers"), rows)
+
+
 def _keys() -> str:
-    inner = {"budget": recipe.Budget, "data": DataOptions, "data.preprocess": PreprocessOptions}
+    inner = {
+        "method": recipe.Method,
+        "budget": recipe.Budget,
+        "data": DataOptions,
+        "data.preprocess": PreprocessOptions,
+    }
     return options_table(recipe.RecipeFile) + "".join(
         f"\n### `{name}`\n\n{options_table(model)}" for name, model in inner.items()
     )
@@ -142,7 +177,11 @@ def _stages() -> str:
     for name in registry.names("stages"):
         options = registry.module("stages", name).Options
         parts.append(f"### `{name}`\n\n{catalogue.describe('stages')[name]}.\n\n{options_table(options)}")
-        parts += [f"#### `{name}.{key}`\n\n{options_table(inner)}" for key, inner in _inner(options).items()]
+        parts += [
+            f"#### `{name}.{key}`\n\n{options_table(inner)}"
+            for key, inner in _inner(options).items()
+            if inner not in (Penalty, Distillation)  # of every training stage: they have a page of their own
+        ]
     return "\n".join(parts)
 
 
@@ -276,6 +315,78 @@ def _measured(name: str, draw: Callable[[Mapping[str, Any]], str], command: str)
     return block
 
 
+def _clustering(record: Mapping[str, Any]) -> str:
+    """What shared values save and cost, row by row."""
+    if "sizes" not in record:
+        return "Not measured yet: `python benchmarks/clustering.py sizes` does.\n"
+    found = record["sizes"]
+    rows = [("quantized after training", found["dense_int8"]), *found["rows"].items()]
+    head = ("after the same training", f"{found['metric']}", "zeros", "values of a kernel", "KiB", "KiB with gzip")
+    words = (
+        f"`{found['model']}` on `{found['data']}`, {found['epochs']} epochs in every row but the first, "
+        f"{found['test_samples']} test samples, seed {found['seed']}.\n\n"
+    )
+    return words + _table(head, [_clustering_row(name, row) for name, row in rows])
+
+
+def _clustering_row(name: str, row: Mapping[str, Any]) -> tuple[str, ...]:
+    return (
+        name,
+        f"{row['metric']:.4f}",
+        f"{row['sparsity']:.3f}",
+        "" if row["distinct"] is None else f"{row['distinct']} at most",
+        f"{row['size_bytes'] / 1024:.1f}",
+        f"{row['size_gzip_bytes'] / 1024:.1f}",
+    )
+
+
+def _clustering_overhead(record: Mapping[str, Any]) -> str:
+    """What a training step takes, and how much more than without the method."""
+    if "overhead" not in record:
+        return "Not measured yet: `python benchmarks/clustering.py overhead` does.\n"
+    found = record["overhead"]
+    names = {
+        "float": ("plain training", None),
+        "cluster": ("`cluster`", "plain training"),
+        "qat": ("`quantize`", None),
+        "cqat": ("`quantize` that keeps clusters", "`quantize`"),
+        "prune_while_qat": ("`quantize` with `prune`", "`quantize`"),
+    }
+    rows = []
+    for key, (name, plain) in names.items():
+        more = found["more"].get(key)
+        against = "" if more is None else f"{100 * more['cpu']:+.0f} % against {plain}"
+        rows.append((name, f"{found['step'][key]['cpu_ms']:.1f}", f"{found['step'][key]['wall_ms']:.1f}", against))
+    words = (
+        f"`{found['model']}`, {found['batch']} samples a step, the fastest of {found['repeats']} turns of {found['steps']} steps, "
+        f"{found['cpus']} cores of which others wanted some (load {found['load']:.1f}).\n\n"
+    )
+    return words + _table(("a step of", "processor, ms", "wall, ms", "more processor time"), rows)
+
+
+def _penalties_overhead(record: Mapping[str, Any]) -> str:
+    """What a penalty takes of a training step."""
+    networks = record["networks"]
+    kinds = list(dict.fromkeys(kind for found in networks.values() for kind in found["more"]))
+    rows = [
+        (
+            f"`{kind}`",
+            *(
+                f"{100 * found['more'][kind]['cpu']:+.0f} %" if kind in found["more"] else ""
+                for found in networks.values()
+            ),
+        )
+        for kind in kinds
+    ]
+    plain = "; ".join(
+        f"`{name}` ({found['params']:,} parameters): {found['plain']['cpu_ms']:.1f} ms of the processor per step without a penalty, load "
+        f"{found['load']:.0f} on {record['cpus']} cores"
+        for name, found in networks.items()
+    )
+    words = f"{record['batch']} samples a step, Adam, the fastest of {record['repeats']} turns of {record['steps']} steps. {plain}.\n\n"
+    return words + _table(("penalty", *(f"`{name}`, more processor time" for name in networks)), rows)
+
+
 def _surgery_cost(record: Mapping[str, Any]) -> str:
     """Seconds and memory of the analysis and the surgery at full size."""
     rows = [
@@ -380,9 +491,9 @@ def _sensitivity(record: Mapping[str, Any]) -> str:
     return f"{_table(head, rows)}\n{cells} {' '.join(filter(None, words))}\n"
 
 
-def _league(function: str) -> Callable[[Mapping[str, Any]], str]:
-    """A function of ``league.py``; this page generator may be run or imported from anywhere."""
-    found: Callable[[Mapping[str, Any]], str] = runpy.run_path(str(Path(__file__).with_name("league.py")))[function]
+def _beside(module: str, function: str) -> Callable[[Mapping[str, Any]], Any]:
+    """A function of a module beside this one; this page generator may be run or imported from anywhere."""
+    found: Callable[[Mapping[str, Any]], Any] = runpy.run_path(str(Path(__file__).with_name(f"{module}.py")))[function]
     return found
 
 
@@ -460,20 +571,37 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "latency": _measured("latency", _latency, "latency_fit.py rpi4_latency.csv"),
     "coral-latency": _coral_latency,
     "coral-ops": _coral_ops,
-    "criteria-league": _measured("criteria_league", _league("tables"), "criteria_league.py mnist.npz cifar10.npz"),
+    "criteria-league": _measured(
+        "criteria_league", _beside("league", "tables"), "criteria_league.py mnist.npz cifar10.npz"
+    ),
     "sensitivity": _measured("sensitivity", _sensitivity, "sensitivity.py"),
     "shrink-curves": _measured("shrink_curves", _shrink_curves, "shrink_curves.py"),
+    "clustering": _measured("clustering", _clustering, "clustering.py sizes"),
+    "clustering-overhead": _measured("clustering", _clustering_overhead, "clustering.py overhead"),
     "surgery-cost": _measured("surgery_cost", _surgery_cost, "surgery_cost.py"),
+    "surgery-proof": _measured("surgery_proof", _beside("surgery_proof", "table"), "surgery_proof.py"),
     "torch-pruning": _measured("torch_pruning", _torch_pruning, "torch_pruning.py"),
     "mlperf-tiny": _mlperf_tiny,
     "zoo": _zoo,
     "criteria": _criteria,
     "example": lambda: f"```yaml\n{recipe.EXAMPLE}```",
     "keys": _keys,
+    "methods": _methods,
+    "distill-keys": lambda: options_table(Distillation) + f"\n### `distill.attention`\n\n{options_table(Attention)}",
+    "penalties": _penalties,
+    "penalties-overhead": _measured("penalties", _penalties_overhead, "penalties.py"),
+    "penalty-keys": lambda: options_table(Penalty),
+    "methods-league": _measured(
+        "methods", _beside("methods_league", "tables"), "methods_league.py mnist.npz cifar10.npz"
+    ),
     "rewrites": _rewrites,
     "stages": _stages,
     "targets": _targets,
-    **{family: _family(family) for family in registry.families() if family not in ("criteria", "stages", "targets")},
+    **{
+        family: _family(family)
+        for family in registry.families()
+        if family not in ("criteria", "methods", "penalties", "stages", "targets")
+    },
 }
 
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -91,6 +91,7 @@ def build(
     trust: bool = False,
     progress: progress.Progress | None = None,
     command: str | None = None,
+    shared: pipeline.Shared | None = None,
 ) -> Result:
     """Make the smallest int8 TFLite model of a Keras model that keeps its accuracy, and prove it on the target.
 
@@ -116,6 +117,7 @@ def build(
         trust: load a model even though that runs code of its author's.
         progress: who is told; None: the terminal or the notebook.
         command: how the user called, for the report.
+        shared: first stages that other builds have too, which are computed once.
 
     Returns:
         The result; the same is in ``out``/report.json.
@@ -142,7 +144,7 @@ def build(
                 shown,
                 command,
             )
-        _run_stages(run)
+        _run_stages(replace(run, shared=shared))
     finally:
         if progress is None:
             shown.close()
@@ -192,6 +194,7 @@ def _fresh(
 ) -> pipeline.Run:
     """Check everything that was given, then make the run folder; nothing is written before all of it is right."""
     facts = targets.load(registry.file("targets", target))
+    pipeline.check(chosen, facts)
     profiling.rehearse(
         facts, _connections(facts, board)
     )  # a board that is not there is said now, not after the training

@@ -8,10 +8,10 @@ from __future__ import annotations
 import ast
 import inspect
 import re
-from importlib import resources
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from edgeprune import registry, yaml_files
+from edgeprune import recipe, registry, yaml_files
+from edgeprune.errors import RecipeError
 
 PAPER = re.compile(r'[A-Z][\w-]+ (?:et al\.|& [A-Z][\w-]+), "[^"]+" \(\d{4}\)')
 COST = re.compile(r"Cost: (.+?)\.(?:\n\n|$)", re.DOTALL)
@@ -64,6 +64,38 @@ def criterion(name: str) -> Criterion:
     )
 
 
+class PenaltyFacts(NamedTuple):
+    """What a penalty's docstring and signature say.
+
+    Attributes:
+        purpose: what it is for.
+        equation: of what is added to the loss, before the strength.
+        papers: authors, title and year of each.
+        of: what it is of: ``weights``, ``groups`` or ``scales``.
+    """
+
+    purpose: str
+    equation: str
+    papers: tuple[str, ...]
+    of: str
+
+
+def penalty(name: str) -> PenaltyFacts:
+    """A penalty, read from its docstring and its first parameter.
+
+    Raises:
+        NameUnknown: there is no such penalty.
+        ValueError: its docstring has no equation or no paper.
+    """
+    function = registry.function("penalties", name)
+    text = inspect.getdoc(function) or ""
+    purpose, _, equation = summary(text).partition(": P = ")
+    papers = tuple(PAPER.findall(re.sub(r"\s*\n\s*", " ", text)))
+    if not equation or not papers:
+        raise ValueError(f'The docstring of edgeprune.penalties.{name} lacks ": P = equation" or a paper.')
+    return PenaltyFacts(purpose, f"P = {equation}", papers, next(iter(inspect.signature(function).parameters)))
+
+
 def describe(family: str) -> dict[str, str]:
     """Name -> first sentence, for every member of a family, sorted by name.
 
@@ -74,6 +106,23 @@ def describe(family: str) -> dict[str, str]:
         NameUnknown: no such family.
     """
     return {name: _sentence(family, name) for name in registry.names(family)}
+
+
+def methods() -> dict[str, dict[str, Any]]:
+    """Name -> what every method's recipe says of itself, with the recipe's description, sorted by name.
+
+    Raises:
+        RecipeError: a recipe of the family has no ``method`` block.
+    """
+    found = {}
+    for name in registry.names("methods"):
+        file = recipe.load(name).file
+        if file.method is None:
+            raise RecipeError(
+                f"{name}.yaml lies in recipes/methods/ but says of no method what it is: add a method block."
+            )
+        found[name] = {"description": file.description, **file.method.model_dump(mode="json")}
+    return found
 
 
 def everything() -> dict[str, dict[str, str]]:
@@ -97,5 +146,5 @@ def _sentence(family: str, name: str) -> str:
     if family in registry.FACTS:
         data = yaml_files.read(registry.file(family, name))
         return summary(next((str(data[key]) for key in ("description", "title") if data.get(key)), ""))
-    source = resources.files(registry.DEEDS[family]) / f"{name.replace('-', '_')}.py"
+    source = registry.folder(registry.DEEDS[family]) / f"{name.replace('-', '_')}.py"
     return summary(ast.get_docstring(ast.parse(source.read_text(encoding="utf-8"))))

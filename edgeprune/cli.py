@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import edgeprune
-from edgeprune import cli_emulator, cli_sensitivity
+from edgeprune import cli_bench, cli_emulator, cli_sensitivity
 from edgeprune.cli_options import (
     BUDGET_MISSED,
     DONE,
@@ -44,7 +44,19 @@ from edgeprune.errors import EdgepruneError
 if TYPE_CHECKING:
     from edgeprune.target import Target
 
-FAMILIES = ("backends", "criteria", "models", "recipes", "schedules", "stages", "targets")
+FAMILIES = (
+    "backends",
+    "criteria",
+    "distributions",
+    "gates",
+    "methods",
+    "models",
+    "penalties",
+    "recipes",
+    "schedules",
+    "stages",
+    "targets",
+)
 
 
 def main() -> None:
@@ -98,7 +110,10 @@ def cli() -> None:
 @click.option("--data", metavar="DATA", help=data_help)
 @click.option("--target", metavar="TARGET", shell_complete=members("targets"), help=f"{target_help}  [default: rpi4]")
 @click.option(
-    "--recipe", metavar="RECIPE", shell_complete=members("recipes"), help=f"{recipe_help}  [default: the target's]"
+    "--recipe",
+    metavar="RECIPE",
+    shell_complete=members("recipes", "methods"),
+    help=f"{recipe_help}  [default: the target's]",
 )
 @click.option("--out", metavar="DIR", help="The run folder.  [default: runs/MODEL-TARGET-RECIPE]")
 @click.option(
@@ -326,7 +341,7 @@ def _check_file(path: Path, target: Target, require_mapped: bool, as_json: bool)
 @click.option(
     "--recipe",
     metavar="RECIPE",
-    shell_complete=members("recipes"),
+    shell_complete=members("recipes", "methods"),
     help="Whose `data` block says how DATA is read (preprocess, split).  [default: the run folder's]",
 )
 @trust
@@ -418,7 +433,7 @@ def list_(family: str | None, schema: bool, as_json: bool) -> None:
     """List what can be named.
 
     Prints the members of a family with what each is for; without FAMILY, of all. FAMILY is one of backends, criteria,
-    models, recipes, schedules, stages, targets.
+    distributions, gates, methods, models, penalties, recipes, schedules, stages, targets.
 
     \b
     Examples:
@@ -433,6 +448,8 @@ def list_(family: str | None, schema: bool, as_json: bool) -> None:
         if family != "recipes":
             raise click.UsageError("--schema goes with `edgeprune list recipes`.")
         print_json(recipe.json_schema())
+    elif family == "methods":
+        show(catalogue.methods(), as_json, tables.methods)
     elif family:
         show(catalogue.describe(family), as_json, tables.words)
     else:
@@ -462,7 +479,10 @@ def doctor(as_json: bool) -> int:
 @click.option("--data", metavar="DATA", help=f"{data_help}  [default: the folder's only .npz]")
 @click.option("--target", metavar="TARGET", shell_complete=members("targets"), help=f"{target_help}  [default: rpi4]")
 @click.option(
-    "--recipe", metavar="RECIPE", shell_complete=members("recipes"), help=f"{recipe_help}  [default: the target's]"
+    "--recipe",
+    metavar="RECIPE",
+    shell_complete=members("recipes", "methods"),
+    help=f"{recipe_help}  [default: the target's]",
 )
 @click.option("--force", is_flag=True, help="Replace the edgeprune.yaml that is there.")
 def init(force: bool, **words: str | None) -> None:
@@ -479,5 +499,6 @@ def init(force: bool, **words: str | None) -> None:
     click.echo(f"Wrote {project.init(Path(), words, force)}; now: edgeprune build")
 
 
+cli.add_command(cli_bench.bench)
 cli.add_command(cli_emulator.emulator)
 cli.add_command(cli_sensitivity.sensitivity)

@@ -38,13 +38,13 @@ def show(data: Any, as_json: bool, draw: Callable[[Any], RenderableType]) -> Non
     print_json(data) if as_json else console().print(draw(data))
 
 
-def members(family: str) -> Callable[..., list[str]]:
-    """Shell completion with a family's names."""
+def members(*families: str) -> Callable[..., list[str]]:
+    """Shell completion with the names of one family, or several."""
 
     def complete(_context: click.Context, _parameter: click.Parameter, begun: str) -> list[str]:
         from edgeprune import registry
 
-        return [name for name in registry.names(family) if name.startswith(begun)]
+        return [name for family in families for name in registry.names(family) if name.startswith(begun)]
 
     return complete
 
@@ -78,7 +78,7 @@ target_or_rpi4 = click.option(
     shell_complete=members("targets"),
     help=target_help,
 )
-recipe_help = "How: a name of `edgeprune list recipes`, or a .yaml file."
+recipe_help = "How: a name of `edgeprune list recipes` or `list methods`, or a .yaml file."
 data_help = ".npz, image folder, keras:name, tfds:name, or module:function."
 
 

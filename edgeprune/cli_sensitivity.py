@@ -65,7 +65,7 @@ from edgeprune.cli_options import (
 @click.option(
     "--recipe",
     metavar="RECIPE",
-    shell_complete=members("recipes"),
+    shell_complete=members("recipes", "methods"),
     help="Whose `data` and `metric` hold.  [default: the run folder's]",
 )
 @click.option("--out", metavar="DIR", help="Where everything goes.  [default: runs/MODEL-sensitivity]")

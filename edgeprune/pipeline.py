@@ -16,13 +16,14 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import edgeprune
 from edgeprune import files, registry
@@ -38,6 +39,18 @@ KEY_FILE = "key"
 LOCK_FILE = ".lock"
 
 
+class Shared(NamedTuple):
+    """Finished stages that several runs have in common, so that they are computed once: those of a league.
+
+    Attributes:
+        folder: holds a finished stage by its key.
+        stages: how many of a recipe's first stages are taken from there, and left there.
+    """
+
+    folder: Path
+    stages: int
+
+
 @dataclass(frozen=True)
 class Run:
     """What stays the same while a build runs.
@@ -49,6 +62,7 @@ class Run:
         connection: how the target is reached: a board, its emulator, this machine.
         others: more boards of the same kind, whose latency is told beside it.
         trust: whether the user vouches for code inside the model file.
+        shared: first stages that other runs have too.
     """
 
     folder: Path
@@ -62,6 +76,7 @@ class Run:
     connection: Connection = field(default_factory=lambda: Connection("local"))
     others: tuple[Connection, ...] = ()
     trust: bool = False
+    shared: Shared | None = None
 
     @property
     def seed(self) -> int:
@@ -123,11 +138,26 @@ class State:
 
 
 class Stage(Protocol):
-    """A module in ``pipelines/``: ``Options`` (a pydantic class; its fields are the recipe's keys) and ``run``."""
+    """A module in ``pipelines/``: ``Options`` (a pydantic class; its fields are the recipe's keys) and ``run``.
+
+    It may have ``check(label, options, target)`` too, which raises what a target cannot do before anything is done.
+    """
 
     Options: type[Any]
 
     def run(self, state: State, options: Any) -> State: ...
+
+
+def check(recipe: Recipe, target: Target) -> None:
+    """Refuse what no stage could do for the target, however far it came.
+
+    Raises:
+        EdgepruneError: what a stage's own ``check`` raises.
+    """
+    for spec in recipe.stages:
+        stage = registry.module("stages", spec.stage)
+        if hasattr(stage, "check"):
+            stage.check(spec.label, spec.options, target)
 
 
 def run(run: Run, given: Mapping[str, str]) -> State:
@@ -162,7 +192,11 @@ def run(run: Run, given: Mapping[str, str]) -> State:
             run.progress.stage(spec.label, index, total)
             finished = _finished(folder, key)
             if finished is None:
-                finished = _execute(replace(state, label=spec.label), spec, folder, key)
+                begun = replace(state, label=spec.label)
+                if run.shared and index <= run.shared.stages:
+                    finished = _execute_once(begun, spec, folder, key, run.shared.folder / key)
+                else:
+                    finished = _execute(begun, spec, folder, key)
             else:
                 run.progress.done("finished earlier", finished["facts"]["stages"][-1]["seconds"], resumed=True)
             state = replace(state, files=finished["files"], facts=finished["facts"])
@@ -186,6 +220,42 @@ def _execute(state: State, spec: StageSpec, folder: Path, key: str) -> dict[str,
     state.run.progress.done(made.facts.get("summaries", {}).get(spec.label, ""), seconds)
     finished: dict[str, Any] = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
     return finished
+
+
+def _execute_once(state: State, spec: StageSpec, folder: Path, key: str, common: Path) -> dict[str, Any]:
+    """Run a stage that other runs have too, or take what one of them made; who comes while another is at it waits.
+
+    Args:
+        common: where the finished stage lies for all.
+    """
+    with files.writing(common):
+        common.parent.mkdir(parents=True, exist_ok=True)
+    with common.with_suffix(".lock").open("a") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        if not common.exists():
+            finished = _execute(state, spec, folder, key)
+            _copy(folder, common)
+            return finished
+    _copy(common, folder)
+    shutil.rmtree(folder.with_name(folder.name + ".partial"), ignore_errors=True)
+    taken = _finished(folder, key)
+    if taken is None:
+        raise RunFolderError(f"{common} is damaged: it does not hold the stage that it is named after. Remove it.")
+    state.run.progress.done("taken from another run", taken["facts"]["stages"][-1]["seconds"], resumed=True)
+    return taken
+
+
+def _copy(source: Path, destination: Path) -> None:
+    """A finished stage's folder once more; its files are never written to again, so they are linked where that works."""
+    with files.temporary_folder(destination) as folder:
+        shutil.copytree(source, folder, dirs_exist_ok=True, copy_function=_link)
+
+
+def _link(source: str, destination: str) -> None:
+    try:
+        os.link(source, destination)
+    except OSError:  # another file system, or one without links
+        shutil.copy2(source, destination)
 
 
 def _open_workspace(workspace: Path, key: str) -> None:

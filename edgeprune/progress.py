@@ -79,6 +79,19 @@ class Silent:
         pass
 
 
+class Shifted(Silent):
+    """Tells a part of a stage as what it is of the whole: the epochs of one round, of all."""
+
+    def __init__(self, inner: Progress, before: float, total: float) -> None:
+        self.inner, self.before, self.total = inner, before, total
+
+    def step(self, done: float, total: float, unit: str, **values: float) -> None:
+        self.inner.step(self.before + done, self.total, unit, **values)
+
+    def note(self, message: str) -> None:
+        self.inner.note(message)
+
+
 @dataclass
 class _Current:
     """The stage that runs: what was said last, and since when."""

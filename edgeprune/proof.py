@@ -71,6 +71,33 @@ def prove(
     )
 
 
+def kernels(file: tflite.TFLiteFile, name: str, shape: tuple[int, ...]) -> tuple[tflite.Tensor, ...]:
+    """The constants that may be a layer's kernel: those of its name where the file names it, else those without a name.
+
+    Args:
+        file: the artefact.
+        name: Keras' name of the layer, or ``layer:kernel``.
+        shape: of the kernel in Keras; one that the file holds in one piece.
+
+    Returns:
+        Tensors with numbers, of a shape that the kernel can have in a file; at least one.
+
+    Raises:
+        ArtefactError: there is none.
+    """
+    shapes = {form[0].shape for form in _forms(np.ones(shape, bool)) if len(form) == 1}
+    stored = [entry for entry in _stored(file) if entry.tensor.data is not None]
+    fitting = [entry for entry in stored if entry.tensor.shape in ({shape} if entry.table else shapes)]
+    own = [entry.tensor for entry in fitting if any(_is_of(path, _layer(name)) for path in entry.layers)]
+    found = own or [entry.tensor for entry in fitting if None in entry.layers]
+    if not found:
+        raise ArtefactError(
+            f"The file has no kernel for the layer '{name}' of the shape {shape}. Convert the model again, and report this "
+            "with the recipe."
+        )
+    return tuple(found)
+
+
 class _Stored(NamedTuple):
     """A constant of the file: the layers that the file names for the ops that read it, and whether these look rows up."""
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
 from edgeprune import registry, yaml_files
 from edgeprune.data import DataOptions
 from edgeprune.errors import NameUnknown, RecipeError
+from edgeprune.training_options import Distillation, Penalty
 from edgeprune.validation import Strict, validate
 
 EXAMPLE = """\
@@ -46,6 +47,9 @@ stages:
 DEFAULT = "poly50"
 
 
+Paper = Annotated[str, Field(pattern=r'^[^"]+, "[^"]+" \(\d{4}\)$')]
+
+
 class FitOptions(Strict):
     """Options that every training stage has."""
 
@@ -55,6 +59,12 @@ class FitOptions(Strict):
     learning_rate: float = Field(1e-3, gt=0, le=10, description="of the first step")
     decay: Literal["cosine", "constant"] = Field(
         "cosine", description="how the learning rate goes on: to 0 by the half cosine, or as it is"
+    )
+    penalty: Penalty | None = Field(
+        None, description="what pulls weights to zero: `{}` or the keys in docs/penalties.md; null: nothing"
+    )
+    distill: Distillation | None = Field(
+        None, description="learn from a teacher too: `{}` or the keys in docs/penalties.md; null: from the labels alone"
     )
 
 
@@ -66,6 +76,44 @@ class Budget(Strict):
     )
     max_size_kib: float | None = Field(None, gt=0, description="largest .tflite file, KiB")
     max_latency_ms: float | None = Field(None, gt=0, description="largest latency on the target, ms")
+
+
+class Method(Strict):
+    """What a recipe of the literature says of itself, so that it can be listed, and compared with others on equal terms."""
+
+    title: str = Field(min_length=1, description="how the field calls it")
+    papers: list[Paper] = Field(min_length=1, description='where it comes from: Author et al., "Title" (year)')
+    acts: Literal["before", "during", "after"] = Field(description="when it removes: before, during or after training")
+    removes: Literal["weights", "channels", "bytes", "nothing"] = Field(
+        description="zeros in the weights, whole channels, bytes of the compressed file (clustering), or nothing (a baseline)"
+    )
+    cost: str = Field(min_length=1, description="beyond plain training, in words")
+    aim: str | None = Field(
+        None,
+        description="dotted path of the option that says how much goes; null: the method has a share of its own, like 2:4",
+    )
+    stays: bool = Field(False, description="whether that option is the share that stays, not the share that goes")
+    besides: float = Field(
+        0.0, ge=0, lt=1, description="share that other stages of the recipe take of what the aim leaves, 0..1"
+    )
+
+    def asked(self, share: float) -> float | None:
+        """What the aim's option must be for a share to go in the end.
+
+        Args:
+            share: of the weights (or multiply-accumulates) that goes, 0..1.
+
+        Returns:
+            The option's value, 0..1; None when the other stages alone take as much or more.
+
+        >>> words = {"title": "t", "papers": ['A et al., "B" (2000)'], "acts": "after", "removes": "channels", "cost": "c"}
+        >>> Method(**words, stays=True, besides=0.5).asked(0.75)
+        0.5
+        """
+        left = (1 - share) / (1 - self.besides)
+        if left >= 1:
+            return None
+        return round(left if self.stays else 1 - left, 12)
 
 
 class StageSpec(NamedTuple):
@@ -81,6 +129,7 @@ class RecipeFile(Strict):
 
     name: str = Field("recipe", min_length=1, description="how reports call it")
     description: str = Field("", description="one line for `edgeprune list recipes`")
+    method: Method | None = Field(None, description="of a method of the literature: what it is, and how others compare")
     seed: int = Field(0, ge=0, lt=2**31, description="of every random choice in the build")
     metric: str | None = Field(None, description="accuracy, auc, mse ... or module:function; default: by the task")
     metric_output: str | None = Field(
@@ -126,7 +175,7 @@ def load(source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | 
     """A recipe by name, by path, or given as a mapping.
 
     Args:
-        source: a name of ``edgeprune list recipes``, a ``.yaml`` path, or plain data with the same keys.
+        source: a name of ``edgeprune list recipes`` or ``methods``, a ``.yaml`` path, or plain data with the same keys.
         overrides: dotted path -> value, as ``--set`` gives them: ``{"stages.prune.final": 0.6}``.
 
     Raises:
@@ -136,11 +185,24 @@ def load(source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | 
     if isinstance(source, Mapping):
         data, where = copy.deepcopy(dict(source)), "recipe"
     else:
-        path = registry.file("recipes", str(source))
+        path = find(str(source))
         data, where = yaml_files.read(path), path.name
     for key, value in (overrides or {}).items():
         _override(data, key, value)
     return parse(data, where)
+
+
+def find(name: str) -> Path:
+    """The file of a recipe or a method by its name, or the path that is given.
+
+    Raises:
+        NameUnknown: there is none; the nearest of both families.
+    """
+    family = "methods" if name in registry.names("methods") else "recipes"
+    known = {*registry.names("recipes"), *registry.names("methods")}
+    if name not in known and not name.endswith((".yaml", ".yml")):
+        raise registry.unknown("recipe", name, known)
+    return registry.file(family, name)
 
 
 def parse(data: Any, where: str) -> Recipe:
@@ -148,7 +210,9 @@ def parse(data: Any, where: str) -> Recipe:
     parsed = validate(RecipeFile, data, where, RecipeError)
     stages = tuple(_stage(label, options, where) for label, options in parsed.stages.items())
     _check_order(stages, where)
-    return Recipe(parsed, stages)
+    loaded = Recipe(parsed, stages)
+    _check_aim(loaded, where)
+    return loaded
 
 
 def json_schema() -> dict[str, Any]:
@@ -184,13 +248,14 @@ def _stage(label: str, options: dict[str, Any] | None, where: str) -> StageSpec:
 def _check_order(stages: Sequence[StageSpec], where: str) -> None:
     """Refuse what would undo, or be undone, before anything is trained in vain.
 
-    A stage's ``LAST_OF`` names those that may not come after it.
+    A stage's ``LAST_OF`` names those that may not come after it; where its options decide that, ``barred(options)`` does.
 
     Raises:
         RecipeError: one does.
     """
     for place, first in enumerate(stages):
-        barred = getattr(registry.module("stages", first.stage), "LAST_OF", ())
+        module = registry.module("stages", first.stage)
+        barred = module.barred(first.options) if hasattr(module, "barred") else getattr(module, "LAST_OF", ())
         for later in stages[place + 1 :]:
             if later.stage in barred:
                 raise RecipeError(
@@ -198,6 +263,26 @@ def _check_order(stages: Sequence[StageSpec], where: str) -> None:
                     f"{later.stage} stage may come after a {first.stage} stage: move {later.label} before {first.label}, or remove one "
                     "of them."
                 )
+
+
+def _check_aim(loaded: Recipe, where: str) -> None:
+    """A method's aim is an option that is there.
+
+    Raises:
+        RecipeError: it is not.
+    """
+    if loaded.file.method is None or loaded.file.method.aim is None:
+        return
+    aim = loaded.file.method.aim
+    found: Any = loaded.resolved()
+    for part in aim.split("."):
+        if not isinstance(found, Mapping) or part not in found:
+            known = list(found) if isinstance(found, Mapping) else []
+            raise RecipeError(
+                f"{where}: method.aim is '{aim}', but there is no '{part}' in this recipe.{registry.suggestion(part, known)} Known "
+                f"there: {', '.join(sorted(known)) or 'none'}."
+            )
+        found = found[part]
 
 
 def _stage_data(spec: StageSpec) -> dict[str, Any]:

@@ -19,9 +19,23 @@ from typing import Any
 
 from edgeprune.errors import MissingDependency, NameUnknown
 
-DEEDS = {"stages": "edgeprune.pipelines", "backends": "edgeprune.devices", "models": "edgeprune.models"}
-FACTS = {"targets": ("edgeprune.devices", "targets"), "recipes": ("edgeprune.pipelines", "recipes")}
-FORMULAS = {"criteria": "edgeprune.criteria", "schedules": "edgeprune.schedules"}
+DEEDS = {
+    "stages": "edgeprune.pipelines",
+    "backends": "edgeprune.devices",
+    "models": "edgeprune.models",
+    "gates": "edgeprune.keras.gates",
+}
+FACTS = {
+    "targets": ("edgeprune.devices", "targets"),
+    "recipes": ("edgeprune.pipelines", "recipes"),
+    "methods": ("edgeprune.pipelines", "recipes/methods"),
+}
+FORMULAS = {
+    "criteria": "edgeprune.criteria",
+    "distributions": "edgeprune.distributions",
+    "schedules": "edgeprune.schedules",
+    "penalties": "edgeprune.penalties",
+}
 
 
 def families() -> tuple[str, ...]:
@@ -32,7 +46,7 @@ def families() -> tuple[str, ...]:
 def names(family: str) -> list[str]:
     """The members of a family, sorted. No member module is imported for a family of deeds or facts."""
     if family in DEEDS:
-        return sorted(path.stem.replace("_", "-") for path in _folder(DEEDS[family]).glob("[!_]*.py"))
+        return sorted(path.stem.replace("_", "-") for path in folder(DEEDS[family]).glob("[!_]*.py"))
     if family in FACTS:
         return sorted(path.stem for path in _facts_folder(family).glob("*.yaml"))
     if family in FORMULAS:
@@ -95,7 +109,7 @@ def beside(family: str, *parts: str) -> Path:
     >>> beside("targets", "latency", "cortex-a72.yaml").name
     'cortex-a72.yaml'
     """
-    return _folder(FACTS[family][0]).joinpath(*parts)
+    return folder(FACTS[family][0]).joinpath(*parts)
 
 
 def attribute(path: str) -> Any:
@@ -120,7 +134,7 @@ def attribute(path: str) -> Any:
 
 def singular(family: str) -> str:
     """What one member of a family is called."""
-    return {"criteria": "criterion"}.get(family, family.removesuffix("s"))
+    return {"criteria": "criterion", "penalties": "penalty"}.get(family, family.removesuffix("s"))
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:
@@ -135,13 +149,15 @@ def unknown(kind: str, word: str, known: Iterable[str]) -> NameUnknown:
     return NameUnknown(f"There is no {kind} '{word}'.{suggestion(word, listed)} Known: {', '.join(listed) or 'none'}.")
 
 
-def _folder(package: str) -> Path:
-    return Path(str(resources.files(package)))
+def folder(package: str) -> Path:
+    """Where a package's files lie. Nothing of the keras room is imported for that: it would wait for TensorFlow."""
+    _, inside, name = package.partition("edgeprune.keras.")
+    return Path(__file__).with_name("keras") / name if inside else Path(str(resources.files(package)))
 
 
 def _facts_folder(family: str) -> Path:
-    package, folder = FACTS[family]
-    return _folder(package) / folder
+    package, inside = FACTS[family]
+    return folder(package) / inside
 
 
 def _module_exists(path: str) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
-from edgeprune import report_compare, report_shrink, report_time, report_words
+from edgeprune import report_clusters, report_compare, report_shrink, report_time, report_words
 from edgeprune import report_sections as sections
 from edgeprune.report_view import (
     ROLES,
@@ -101,7 +101,10 @@ def _context(report: Block) -> dict[str, Any]:
         "absences": absences(shown),
         "panels": sections.panels(shown),
         "shrink": report_shrink.stages(report),
+        "clusters": report_clusters.table(report),
+        "clusters_words": report_clusters.paragraphs(report),
         **report_time.context(report),
+        "advice": report_words.advice(report),
         "layers": [sections.layer(layer) for layer in rows(report, "layers")],
         "left_alone": report_words.left_alone(report),
         "quantization": report_words.quantization_sentence(report),
@@ -112,7 +115,7 @@ def _context(report: Block) -> dict[str, Any]:
         ],
         **sections.ops(report),
         **sections.signal(report),
-        "verify": report_words.verify_sentences(report),
+        "verify": [*report_words.verify_sentences(report), *report_clusters.proven(report)],
         "verify_metric": sections.verify_metric(report),
         "arm_words": report_words.arm_sentence(report),
         "arm_facts": sections.arm_facts(report),

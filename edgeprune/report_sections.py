@@ -192,7 +192,7 @@ def training(name: str, history: Block) -> dict[str, Any]:
     return {"name": name, "words": _training_words(epochs), "pictures": pictures, "legend": styles}
 
 
-_NOT_CURVES = frozenset({"epoch", "seconds", "sparsity", "learning_rate"})
+_NOT_CURVES = frozenset({"epoch", "seconds", "sparsity", "learning_rate", "strength"})
 
 
 def _points(epochs: Sequence[Block], key: str) -> list[report_figures.Point]:

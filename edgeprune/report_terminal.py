@@ -12,7 +12,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from edgeprune import report_compare, report_shrink, report_time, report_words
+from edgeprune import report_clusters, report_compare, report_shrink, report_time, report_words
 from edgeprune.progress import printable
 from edgeprune.report_view import ROLES, Block, Figure, absences, candidate, headline, table, target_title
 
@@ -34,10 +34,12 @@ def terminal(report: Block, console: Console, folder: str | os.PathLike[str] | N
     for words in absences(shown):
         _indented(console, words, "dim")
     _sentences(console, "Budgets", report_words.budgets(report))
-    _sentences(console, "Proven on the file", report_words.verify_sentences(report))
+    _sentences(console, "Proven on the file", [*report_words.verify_sentences(report), *report_clusters.proven(report)])
     _paragraph(console, "On Arm kernels", [report_words.arm_sentence(report)])
     _paragraph(console, "Where the time goes", report_time.sentences(report))
+    _paragraph(console, "Advice", report_words.advice(report))
     _paragraph(console, "Channels removed for good", report_shrink.paragraphs(report))
+    _paragraph(console, "Shared values", report_clusters.paragraphs(report))
     alone = [f"{why}: {', '.join(names)}" for why, names in report_words.left_alone(report)]
     _paragraph(console, "Layers left alone", alone)
     sentence = report_words.quantization_sentence(report)

@@ -55,6 +55,11 @@ def steps(value: float) -> str:
     return f"{value:g} quantization step{'' if value == 1 else 's'}"
 
 
+def advice(report: Block) -> list[str]:
+    """What the profile made of the model (`edgeprune.advice`), the next thing to try last."""
+    return [str(one["words"]) for one in rows(report, "advice") if one.get("words")]
+
+
 def verify_sentences(report: Block) -> list[tuple[bool | None, str]]:
     """What was proven on the file: (held?, words); None where nothing was claimed."""
     verify = block(report, "verify")

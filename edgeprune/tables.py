@@ -97,7 +97,7 @@ def groups(inventory: Plain) -> RenderableType:
 
 
 def profile(figures: Plain) -> RenderableType:
-    """A profile: the latency with what it is, and the ops where their times are known."""
+    """A profile: the latency with what it is, the ops where their times are known, and what to make of them."""
     latency = view.latency(figures)
     summary = facts(
         {
@@ -108,19 +108,20 @@ def profile(figures: Plain) -> RenderableType:
     )
     remarks = [*_remarks(figures), *_predicted(figures)]
     summary = Group(summary, *_lines(map(printable, remarks))) if remarks else summary
+    advice = _lines(printable(str(one["words"])) for one in figures.get("advice") or [])
     timed = [op for op in figures.get("ops") or [] if op.get("ms") is not None]
     if not timed:
-        return summary
+        return Group(summary, *advice)
     longest = max(op["ms"] for op in timed) or 1.0
     ops = _table("op", "kind", "layer", "ms", "", right=("op", "ms"))
     for op in timed:
         bar = "█" * round(op["ms"] / longest * BAR)
         _row(ops, str(op["index"]), op["op"], printable(op.get("layer") or ""), f"{op['ms']:.3f}", bar)
-    return Group(summary, Text(""), ops)
+    return Group(summary, Text(""), ops, *advice)
 
 
 # Of a profile: what is told elsewhere, or in the JSON alone.
-_UNTOLD = ("latency", "ops", "runtimes", "how", "uncounted", "fixed_ms", "measurement", "inputs", "outputs")
+_UNTOLD = ("latency", "ops", "runtimes", "how", "uncounted", "fixed_ms", "measurement", "inputs", "outputs", "advice")
 
 
 def _predicted(figures: Plain) -> list[str]:
@@ -311,6 +312,18 @@ def families(entries: Mapping[str, Mapping[str, str]]) -> RenderableType:
     return Group(
         *(part for family, members in entries.items() for part in (Text(f"{family}:"), words(members), Text("")))
     )
+
+
+def methods(entries: Mapping[str, Plain]) -> RenderableType:
+    """Every method's recipe: what it is, when it acts, what it removes and costs, and the paper."""
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
+    for column in ("name", "acts", "removes", "cost beyond plain training", "paper"):
+        table.add_column(
+            column, no_wrap=column in ("name", "acts", "removes"), style="bold" if column == "name" else ""
+        )
+    for name, method in entries.items():
+        table.add_row(name, method["acts"], method["removes"], Text(method["cost"]), Text("; ".join(method["papers"])))
+    return table
 
 
 def _without(entries: Plain, *names: str) -> dict[str, Any]:

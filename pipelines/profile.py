@@ -58,6 +58,7 @@ def run(state: State, options: Options) -> State:
         arm=on_device | ({"boards": boards} if boards else {}),
         latency=latencies,
         time=_time(figures),
+        advice=figures["final"].get("advice", []),
         notes=[f"On {one['board']}: {_figure(one['latency'])}." for one in boards],
         summaries={state.label: _summary(state.run.metric.title, on_device, latencies["final"])},
     )
@@ -158,6 +159,7 @@ def _figures(state: State, options: Options) -> dict[str, dict[str, Any]]:
         others = pool.submit(forecast.others, state.path("final"), place, device, options.count)
         found = {role: future.result() for role, future in jobs.items()}
         found["final"]["runtimes"] = [forecast.brief(found["final"]), *others.result()]
+    found["final"] = profiling.advised(state.path("final"), run.target, found["final"])
     return found | missing
 
 
@@ -213,6 +215,7 @@ def _absent(state: State, reason: str, options: Options) -> State:
         arm={"reason": reason},
         latency={role: found["latency"] for role, found in figures.items()},
         time=_time(figures),
+        advice=figures["final"].get("advice", []),
         notes=[f"Nothing was run on {state.run.target.title}: {reason}."],
         summaries={state.label: f"not run: {reason}"},
     )

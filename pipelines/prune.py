@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from edgeprune.errors import RecipeError
 from edgeprune.pipeline import State
 from edgeprune.recipe import FitOptions
 
@@ -94,7 +93,7 @@ def run(state: State, options: Options) -> State:
         return state.add(notes=[f"Nothing is pruned. {why}."], summaries={state.label: "nothing to prune: no layers"})
     pattern, ramp = _pattern(options), _ramp(options)
     plans = pruning.plan(model, pattern, options.include, options.exclude)
-    _check_earlier(state, plans)
+    pruning.earlier(state, plans)  # which it would refuse
     steps = options.epochs * training.steps_per_epoch(state.run.data.train, options)
     wrapped = pruning.wrap(model, plans, pattern, ramp, steps)
     goal = training.objective(model, state.run.data.tasks)
@@ -111,25 +110,6 @@ def run(state: State, options: Options) -> State:
         notes=[*left, *partly],
         summaries={state.label: _summary(plans, masks, pattern)},
     )
-
-
-def _check_earlier(state: State, plans: list[Any]) -> None:
-    """What an earlier prune stage zeroed must be pruned by this one too, or training would fill it again unnoticed.
-
-    Raises:
-        RecipeError: it is not.
-    """
-    if "masks" not in state.files:
-        return
-    from edgeprune.keras import kernels, pruning
-
-    pruned = {kernels.key(plan.name, kernel) for plan in plans for kernel in plan.kernels}
-    lost = sorted(set(pruning.load_masks(state.path("masks"))) - pruned)
-    if lost:
-        raise RecipeError(
-            f"stages.{state.label} does not prune {', '.join(lost)}, which an earlier stage has pruned: training would fill their "
-            f"zeros again. Widen stages.{state.label}.include, or prune all layers in one stage."
-        )
 
 
 def _pattern(options: Options) -> Any:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,15 +19,18 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BeforeValidator, Field, WithJsonSchema, field_validator, model_validator
 
-from edgeprune import files, registry, sensitivity_ratios, shrinking
+from edgeprune import files, forecast, registry, sensitivity_ratios, shrinking
 from edgeprune import progress as progresses
-from edgeprune.errors import CutError, RecipeError
+from edgeprune import target as targets
+from edgeprune.errors import CutError, DeviceError, RecipeError, TargetError
 from edgeprune.pipeline import State
 from edgeprune.recipe import FitOptions
+from edgeprune.report_time import milliseconds
 from edgeprune.report_view import big
-from edgeprune.validation import Strict
+from edgeprune.target import Target
 
 MODEL, RECORD = "model.keras", "record.json"
+AIMS = {"macs": "macs", "params": "params", "latency": "latency_ms", "latency_ms": "latency_ms"}  # option -> cost
 SAMPLES_PER_BATCH = 32  # small batches, so that squares of gradients are nearly those of single samples
 
 
@@ -62,27 +65,30 @@ Ratios = Annotated[
 ]
 
 
-class Distillation(Strict):
-    """How fine-tuning learns from the uncut model."""
-
-    weight: float = Field(
-        0.5, ge=0, le=1, description="share of the loss that is the distance to the uncut model's answers, 0..1"
-    )
-    temperature: float = Field(4.0, gt=0, le=100, description="softens class scores; of no account for regression")
-
-
 class Options(FitOptions):
     """Options of the shrink stage."""
 
     criterion: str = Field("taylor", description="what a channel is worth: a name of `edgeprune list criteria`")
     ratio: Ratio | None = Field(
         None,
-        description="share of every group's units that goes, 0..1; null: what `macs` or `params` asks for, else 0.5",
+        description="share of every group's units that goes, 0..1; null: what another aim asks for (`macs`, `params`, `latency`, "
+        "`latency_ms`), else 0.5",
     )
     macs: Share | None = Field(
         None, description="instead of ratio: share of the multiply-accumulates that stays at most, 0..1"
     )
     params: Share | None = Field(None, description="instead of ratio: share of the parameters that stays at most, 0..1")
+    latency: Share | None = Field(
+        None, description="instead of ratio: share of the latency predicted for the target that stays at most, 0..1"
+    )
+    latency_ms: float | None = Field(
+        None, gt=0, description="instead of ratio: latency predicted for the target, at most, ms"
+    )
+    zeros: bool = Field(
+        False,
+        description="instead of ratio: the units go whose kernels are all zero (or behind which a BatchNormalization's scale is), as "
+        "penalties and gates leave them",
+    )
     scope: Literal["layer", "network", "isomorphic"] | list[str] = Field(
         "layer",
         description="what is ranked together: every group for itself, all, groups that are built alike, or those that a regular "
@@ -117,9 +123,6 @@ class Options(FitOptions):
     consumers: bool = Field(
         False, description="whether the kernels that read a channel have a say too, not only those that make it"
     )
-    distill: Distillation | None = Field(
-        None, description="learn from the uncut model too: `{}` or the keys below; null: from the labels alone"
-    )
     epochs: int = Field(8, ge=0, le=10_000, description="passes over the training split, shared by the rounds")
 
     @field_validator("criterion")
@@ -145,12 +148,23 @@ class Options(FitOptions):
 
     @model_validator(mode="after")
     def _one_aim(self) -> Options:
-        given = [name for name in ("ratio", "macs", "params") if getattr(self, name) is not None]
+        given = [name for name in ("ratio", *AIMS) if getattr(self, name) is not None] + ["zeros"] * self.zeros
         if len(given) > 1:
-            raise ValueError(f"give one of ratio, macs and params, not {' and '.join(given)}")
+            raise ValueError(f"give one of ratio, {', '.join([*AIMS])} and zeros, not {' and '.join(given)}")
+        if self.zeros and self.rounds > 1:
+            raise ValueError("units that are zero go at once: leave rounds at 1")
         if 0 < self.epochs < self.rounds:
             raise ValueError(f"{self.epochs} epochs cannot be shared by {self.rounds} rounds: give one per round, or 0")
         return self
+
+
+def check(label: str, options: Options, target: Target) -> None:
+    """What cannot be done for a target is said before anything is trained.
+
+    Raises:
+        TargetError: a latency is aimed at that nothing can predict.
+    """
+    _predictor(label, options, target)
 
 
 def run(state: State, options: Options) -> State:
@@ -231,11 +245,12 @@ def _smaller(
     """The cut model and the record of what was cut."""
     from edgeprune.keras import costs, surgery
 
-    uncut = earlier[0]["uncut"] if earlier else costs.Meter(model)({})._asdict()
+    predictor = _predictor(state.label, options, state.run.target)
+    uncut = earlier[0]["uncut"] if earlier else costs.Meter(model, predictor)({})._asdict()
     blocks: list[dict[str, Any]] = []
     if number == 1 and options.blocks:
         model, blocks = _without_blocks(state, options, model)
-    meter = costs.Meter(model)
+    meter = costs.Meter(model, predictor)
     whole = shrinking.left_whole(meter.coupling, options.include, options.exclude)
     scores, unscored = _scores(state, options, model, meter.coupling)
     whole = {name: why or unscored.get(name) for name, why in whole.items()}
@@ -246,6 +261,8 @@ def _smaller(
     ratio, cut = _chosen(state, options, meter, units, scores, uncut, number / options.rounds)
     small = surgery.shrink(model, cut) if cut else model
     entries = [_entry(group, whole[group.name], cut, scores) for group in meter.coupling.groups]
+    if options.zeros:
+        _tell_constants(model, scores, entries)
     record = {"uncut": uncut, "left": meter(cut)._asdict(), "units": units, "ratio": ratio, "blocks": blocks}
     return small, {**record, "groups": entries}
 
@@ -253,7 +270,10 @@ def _smaller(
 def _scores(state: State, options: Options, model: Any, coupling: Any) -> tuple[dict[str, Any], dict[str, str]]:
     """A score for every unit of every group; the groups that the criterion cannot score, with the reason."""
     from edgeprune import scoring
+    from edgeprune.keras import coupled
 
+    if options.zeros:
+        return coupled.alive(model, coupling)
     signals = _signals(state, options, model)
     found = scoring.units(coupling, options.criterion, signals, options.normalise, options.aggregate, options.consumers)
     return found, scoring.unscored(coupling, options.criterion, signals)
@@ -302,15 +322,61 @@ def _chosen(
     if not units or _nothing_pays(state, options, meter, units):
         return 0.0, {}
     rules = _rules(state, options, meter, units)
-    aim = "macs" if options.macs is not None else "params"
-    share = getattr(options, aim)
-    if share is None:
+    aim = _aim(options)
+    if options.zeros:
+        cut = rules.without_zeros(scores)
+        gone = sum(len(scores[name]) - len(kept) for name, kept in cut.items())
+        return gone / sum(len(values) for values in scores.values()), cut
+    if aim is None:
         ratio = 0.5 if options.ratio is None else options.ratio
         return ratio, rules.cut(scores, ratio, progress)
-    where = f"stages.{state.label}.{aim}"
-    if not uncut[aim]:
-        raise RecipeError(f"{where}: this model has no {aim} that are counted. Give a ratio instead.")
-    return rules.reach(scores, lambda cut: float(getattr(meter(cut), aim) / uncut[aim]), share**progress, where)
+    where, cost = f"stages.{state.label}.{aim}", AIMS[aim]
+    unit = 1.0 if aim == "latency_ms" else float(uncut[cost])  # what the option is a multiple of
+    if not unit:
+        raise RecipeError(f"{where}: this model has no {cost} that are counted. Give a ratio instead.")
+    whole, most = uncut[cost] / unit, getattr(options, aim)
+    most = whole * (most / whole) ** progress if most < whole else most
+    words = _remaining(aim, state.run.target)
+    return rules.reach(scores, lambda cut: float(getattr(meter(cut), cost) / unit), most, where, words)
+
+
+def _aim(options: Options) -> str | None:
+    """The option that says how much stays; None: a ratio does."""
+    return next((name for name in AIMS if getattr(options, name) is not None), None)
+
+
+def _predictor(label: str, options: Options, target: Target) -> Any:
+    """What predicts a latency from the shapes of layers (`forecast.milliseconds`); None where none is asked for.
+
+    Raises:
+        TargetError: one is asked for, and the target has no predictor.
+    """
+    aim = _aim(options)
+    if aim is None or AIMS[aim] != "latency_ms":
+        return None
+    try:
+        return forecast.milliseconds(forecast.board(target))
+    except DeviceError as error:
+        able = ", ".join(filter(_is_predictable, registry.names("targets")))
+        raise TargetError(
+            f"stages.{label}.{aim}: {error} Give `macs` instead (a share of the multiply-accumulates), or a target whose latency "
+            f"can be predicted: {able}."
+        ) from error
+
+
+def _is_predictable(name: str) -> bool:
+    with suppress(DeviceError):
+        return bool(forecast.milliseconds(forecast.board(targets.load(registry.file("targets", name)))))
+    return False
+
+
+def _remaining(aim: str, target: Target) -> str:
+    """What a remainder is a remainder of, in the words of `shrinking.Rules.reach`."""
+    of = "ms" if aim == "latency_ms" else "of the uncut model's"
+    constants = forecast.board(target).constants if AIMS[aim] == "latency_ms" else None
+    if constants is None:
+        return of
+    return f"{of} ({constants.fits['int8'].terms.fixed_ms:.3g} ms are once per inference, whatever is cut)"
 
 
 def _rules(state: State, options: Options, meter: Any, units: Mapping[str, int]) -> shrinking.Rules:
@@ -352,6 +418,19 @@ def _entry(group: Any, why: str | None, cut: Mapping[str, Any], scores: Mapping[
     }
 
 
+def _tell_constants(model: Any, scores: Mapping[str, Any], entries: list[dict[str, Any]]) -> None:
+    """Where a unit without weights has a bias or an offset, its constant goes with it: into the entries."""
+    from edgeprune.keras import coupled
+
+    for block in coupled.blocks(model)[0]:
+        entry = next(entry for entry in entries if entry["name"] == block.name)
+        constant = block.name in scores and bool((block.silent() < (scores[block.name] == 0)).any())
+        if constant and entry["units_after"] < entry["units_before"]:
+            entry["inexact"].append(
+                "units whose kernels are zero hand on a constant all the same, and it goes with them"
+            )
+
+
 def _tuned(state: State, options: Options, folder: Path, history: list[dict[str, Any]]) -> Path:
     """Fine-tune the cut model; where the tuned one lies. Its epochs are added to the history."""
     from edgeprune.keras import intake
@@ -370,17 +449,14 @@ def _tuned(state: State, options: Options, folder: Path, history: list[dict[str,
 
 def _fit(state: State, options: Options, folder: Path, model: Any, done: int) -> list[dict[str, Any]]:
     """Train the cut model for its round's share of the epochs."""
-    from edgeprune.keras import distillation, intake, training
+    from edgeprune.keras import training
 
     number = int(folder.name.rpartition("-")[2])
     epochs = options.epochs * number // options.rounds - options.epochs * (number - 1) // options.rounds
-    goal, trained = training.objective(model, state.run.data.tasks), model
-    if options.distill:
-        teacher = intake.load_own(state.path("model"))
-        trained = distillation.distilled(model, teacher, goal.loss, options.distill.weight, options.distill.temperature)
+    goal = training.objective(model, state.run.data.tasks)
     shown = _Shifted(state.run.progress, done, options.epochs)
     inner = replace(state, workspace=folder, run=replace(state.run, progress=shown))
-    return training.fit(trained, inner, options.model_copy(update={"epochs": epochs}), goal)
+    return training.fit(model, inner, options.model_copy(update={"epochs": epochs}), goal)
 
 
 class _Shifted(progresses.Silent):
@@ -405,6 +481,11 @@ def _facts(options: Options, records: list[dict[str, Any]]) -> dict[str, Any]:
             kept = entry["score_kept"] * (1.0 if first is entry else first["score_kept"])
             later = {"units_after": entry["units_after"], "score_kept": kept}
             groups[entry["name"]] = {**first, **later, "inexact": first["inexact"] or entry["inexact"]}
+    latency = {
+        f"latency_ms_{when}": records[place][what].get("latency_ms")
+        for when, place, what in (("before", 0, "uncut"), ("after", -1, "left"))
+        if records[place][what].get("latency_ms") is not None
+    }
     return {
         "criterion": options.criterion,
         "scope": options.scope,
@@ -414,6 +495,7 @@ def _facts(options: Options, records: list[dict[str, Any]]) -> dict[str, Any]:
         "macs_after": records[-1]["left"]["macs"],
         "params_before": records[0]["uncut"]["params"],
         "params_after": records[-1]["left"]["params"],
+        **latency,
         "groups": list(groups.values()),
         "blocks": records[0]["blocks"],
     }
@@ -450,6 +532,10 @@ def _summary(facts: Mapping[str, Any]) -> str:
         f"parameters {big(facts['params_before'])} -> {big(facts['params_after'])}",
         f"{len(_was_cut(facts))} of {len(facts['groups'])} groups cut",
     ]
+    if "latency_ms_after" in facts:
+        words.append(
+            f"predicted {milliseconds(facts['latency_ms_before'])} -> {milliseconds(facts['latency_ms_after'])}"
+        )
     if facts["blocks"]:
         count = len(facts["blocks"])
         words.append(f"{count} block{'' if count == 1 else 's'} removed")

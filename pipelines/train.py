@@ -1,16 +1,21 @@
 """Train the float model, or only evaluate it when it comes trained.
 
-Takes the role ``model``; leaves ``model`` and ``float``, the reference that every later figure is compared with.
+Takes the role ``model``; leaves ``model`` and ``float``, the reference that every later figure is compared with; where they
+are to be kept, the weights of an early epoch as ``early``, for stages that rewind.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 from pydantic import Field
 
+from edgeprune.errors import RecipeError
 from edgeprune.pipeline import State
 from edgeprune.recipe import FitOptions
+
+EARLY = "early.keras"
 
 
 class Options(FitOptions):
@@ -20,6 +25,13 @@ class Options(FitOptions):
     when: Literal["untrained", "always"] = Field(
         "untrained",
         description="untrained: only a model that comes without trained weights; always: fine-tune a trained one too",
+    )
+    keep: float | None = Field(
+        None,
+        ge=0,
+        lt=1,
+        description="share of the epochs after which the weights are kept besides, 0..1, for sparsify to rewind to; 0: the first "
+        "ones; of a model that is not trained here the given ones; null: none are kept",
     )
 
 
@@ -32,13 +44,52 @@ def run(state: State, options: Options) -> State:
     why = program.why_not(model)
     wanted = not why and options.epochs > 0 and (options.when == "always" or not state.run.inputs["trained"])
     history = []
+    early = state.workspace / EARLY
+    kept = round((options.keep or 0.0) * options.epochs) if wanted else 0
+    if options.keep is not None and kept == 0:
+        intake.save(model, early)
     if wanted:
-        history = training.fit(model, state, options, training.objective(model, state.run.data.tasks))
+        _check_teacher(state, options)
+        callbacks = _keepers(model, early, kept) if kept else []
+        history = training.fit(model, state, options, training.objective(model, state.run.data.tasks), callbacks)
     saved = intake.save(model, state.workspace / "model.keras")
     summary = f"{len(history)} epochs, loss {history[-1]['loss']:.4f}" if history else "taken as it is"
     return state.add(
-        files={"model": saved, "float": saved},
+        files={"model": saved, "float": saved, **({} if options.keep is None else {"early": early})},
         history={state.label: {"epochs": history}} if history else {},
+        early=_early(options, kept),
         notes=[f"{why}. It is not trained, and becomes int8 after training only."] if why else [],
         summaries={state.label: summary},
     )
+
+
+def _check_teacher(state: State, options: Options) -> None:
+    """Raises:
+    RecipeError: the model would have to learn from itself as it came, untrained.
+    """
+    if options.distill and options.distill.teacher == "given" and not state.run.inputs["trained"]:
+        raise RecipeError(
+            f"stages.{state.label}.distill.teacher: the model as this stage gets it is not trained yet, so it has nothing to teach. Give "
+            "the path of a trained one, or distill in a later stage."
+        )
+
+
+def _keepers(model: Any, early: Path, kept: int) -> list[Any]:
+    """A callback that saves the model after so many epochs, before they are checkpointed."""
+    from edgeprune.keras import graph, intake, keras
+
+    def save(epoch: int, logs: Any) -> None:
+        if epoch + 1 == kept:
+            intake.save(graph.rebuild(model), early)
+
+    keeper = keras.callbacks.LambdaCallback(on_epoch_end=save)
+    keeper._supports_tf_logs = True  # or Keras would wait for the loss after every call
+    return [keeper]
+
+
+def _early(options: Options, kept: int) -> dict[str, Any]:
+    """How training went on from the weights that were kept; empty if none were."""
+    if options.keep is None:
+        return {}
+    words = {name: getattr(options, name) for name in ("learning_rate", "decay", "optimizer")}
+    return {"share": kept / max(options.epochs, 1), "epochs": options.epochs, **words}

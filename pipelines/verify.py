@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 from pydantic import Field
 
-from edgeprune import columns, layerwise, parity, proof, tflite
+from edgeprune import clusters, columns, layerwise, parity, proof, tflite
 from edgeprune.data import Split
 from edgeprune.errors import ArtefactError
 from edgeprune.inference import Runner
@@ -52,22 +52,25 @@ def run(state: State, options: Options) -> State:
     """Prove, evaluate, compare.
 
     Raises:
-        ArtefactError: a pruned weight is not zero, a block keeps too many, or an op computes something else.
+        ArtefactError: a pruned weight is not zero, a block keeps too many, a kernel has more values than its clusters, or an
+            op computes something else.
     """
     file = tflite.read(state.path("final"))
     proofs = _proofs(state, file)
+    shared = _clusters(state, file)
     meter = _Meter(state, options.samples)
     metrics = _metrics(state, meter)
     found = _parity(state, file, options)
     meter(options.samples)
-    verify = {**_claims(file, proofs, metrics), **found.facts}
+    verify = {**_claims(file, proofs, metrics), "clusters_match": True if shared else None, **found.facts}
     return state.add(
         verify=verify,
         candidates=_candidates(state, metrics),
         ops=tflite.inventory(file)["ops"],
         verified_layers={each.layer: _layer(each) for each in proofs},
+        clusters=shared,
         notes=[*_notes(verify), *found.notes],
-        summaries={state.label: _summary(state, verify, proofs)},
+        summaries={state.label: _summary(state, verify, proofs, len(shared))},
     )
 
 
@@ -112,6 +115,26 @@ def _metrics(state: State, meter: Callable[[int], None]) -> dict[str, _Figures]:
             outputs = _outputs(_File(Runner(state.path(role))), model, test, names, meter)
             found[role] = _Figures(metric(test.y, outputs), metric.each(test.y, outputs))
     return found
+
+
+def _clusters(state: State, file: tflite.TFLiteFile) -> dict[str, dict[str, Any]]:
+    """Every clustered kernel against the file; beside it what the kernel takes in the file that is not compressed.
+
+    Raises:
+        ArtefactError: a kernel has more values there than it was given.
+    """
+    given = state.facts.get("clustering", {})
+    kept = given.get("kept")
+    claims = [
+        clusters.Claim(name, tuple(entry["shape"]), entry["asked"], entry["scope"] if kept == "asked" else kept)
+        for name, entry in given.get("layers", {}).items()
+        if entry["asked"] and kept
+    ]
+    found = clusters.prove(file, claims)
+    if not found or "dense_int8" not in state.files:
+        return found
+    dense = clusters.sizes(tflite.read(state.path("dense_int8")), claims)
+    return {name: {**entry, "dense_gzip_bytes": dense.get(name)} for name, entry in found.items()}
 
 
 class _Figures(NamedTuple):
@@ -338,8 +361,9 @@ def _notes(verify: dict[str, Any]) -> list[str]:
     return notes
 
 
-def _summary(state: State, verify: dict[str, Any], proofs: tuple[proof.LayerProof, ...]) -> str:
+def _summary(state: State, verify: dict[str, Any], proofs: tuple[proof.LayerProof, ...], shared: int) -> str:
     count = len(verify["float_ops"])
     ops = f"{count} float ops" if count else "all ops int8"
     proven = f", zeros proven in {len(proofs)} layers" if proofs else ""
-    return f"int8 {state.run.metric.name} {verify['metric']['tflite']:.4f}, {ops}{proven}"
+    clustered = f", clusters proven in {shared} layers" if shared else ""
+    return f"int8 {state.run.metric.name} {verify['metric']['tflite']:.4f}, {ops}{proven}{clustered}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -272,3 +273,49 @@ def test_a_workspace_that_cannot_be_made_is_a_named_error(tmp_path):
     (tmp_path / "stages").write_text("in the way")
     with pytest.raises(RunFolderError, match=r"cannot be written.*--out"):
         build(tmp_path, one=1)
+
+
+# What several runs have in common
+
+
+def shared(folder, stages, **keywords):
+    common = pipeline.Shared(folder.parent / "common", stages)
+    folder.mkdir(exist_ok=True)
+    return pipeline.run(replace(made(folder, **keywords), shared=common), {})
+
+
+def test_first_stages_that_runs_have_in_common_are_done_once(tmp_path, calls):
+    first = shared(tmp_path / "first", 1, a=1, b=2)
+    second = shared(tmp_path / "second", 1, a=1, b=3)
+    assert calls == ["a", "b", "b"]
+    assert (first.facts["total"], second.facts["total"]) == (3, 4)
+    assert second.files["number"] == "stages/2-b/number.txt"
+    assert (tmp_path / "second" / "stages" / "1-a" / "number.txt").read_text() == "1"
+    (tmp_path / "alone").mkdir()
+    alone = build(tmp_path / "alone", a=1, b=3)
+    assert {**alone.facts, "stages": None} == {**second.facts, "stages": None}
+
+
+def test_another_seed_or_input_shares_nothing(tmp_path, calls):
+    shared(tmp_path / "first", 2, a=1, b=2)
+    shared(tmp_path / "second", 2, seed=1, a=1, b=2)
+    shared(tmp_path / "third", 2, inputs={"digest": "other"}, a=1, b=2)
+    assert calls == ["a", "b"] * 3
+
+
+def test_a_stage_that_fails_is_left_to_nobody(tmp_path, calls):
+    with pytest.raises(DataError):
+        shared(tmp_path / "first", 2, a=1, broken="fragile")
+    assert len([path for path in (tmp_path / "common").iterdir() if path.is_dir()]) == 1
+    shared(tmp_path / "first", 2, a=1, broken="fragile", b=2)
+    assert calls.count("a") == 1
+
+
+def test_a_killed_run_goes_on_with_what_another_has_finished_since(tmp_path, calls):
+    common = tmp_path / "second" / "stages" / "1-a.partial"
+    common.mkdir(parents=True)
+    (common / "key").write_text("old")
+    shared(tmp_path / "first", 1, a=1)
+    shared(tmp_path / "second", 1, a=1)
+    assert calls == ["a"]
+    assert folders(tmp_path / "second") == ["1-a"]

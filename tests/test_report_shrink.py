@@ -42,6 +42,12 @@ def printed(record):
     return " ".join(console.file.getvalue().split())
 
 
+def test_a_latency_that_was_aimed_at_is_told():
+    record = shrunk()
+    record["shrink"]["shrink"] |= {"latency_ms_before": 12.34, "latency_ms_after": 6.17}
+    assert "(52.1 %), predicted latency 12.3 ms to 6.17 ms (50 %), by taylor" in printed(record)
+
+
 def test_the_terminal_says_what_changed():
     words = printed(shrunk())
     assert "50 % fewer MACs" in words

@@ -11,9 +11,10 @@ from keras_models import SHAPE, assert_identical, dense, keras, layers, run, sam
 from pydantic import ValidationError
 
 import edgeprune
-from edgeprune import pipeline, progress, recipe, registry, target
-from edgeprune.errors import CutError, RecipeError
+from edgeprune import forecast, pipeline, progress, recipe, registry, target
+from edgeprune.errors import CutError, RecipeError, TargetError
 from edgeprune.keras import graph, inspect, intake
+from edgeprune.keras.latency import Stopwatch
 from edgeprune.pipelines import shrink
 
 
@@ -59,7 +60,13 @@ def residual(blocks=2, width=8):
         ({"ratio": -0.1}, "greater than or equal to 0"),
         ({"ratios": {"conv": 1.0}}, "that would leave nothing of a layer"),
         ({"macs": 0.0}, "greater than 0"),
-        ({"ratio": 0.5, "macs": 0.5}, "give one of ratio, macs and params, not ratio and macs"),
+        (
+            {"ratio": 0.5, "macs": 0.5},
+            "give one of ratio, macs, params, latency, latency_ms and zeros, not ratio and macs",
+        ),
+        ({"latency": 0.5, "latency_ms": 4}, "not latency and latency_ms"),
+        ({"latency": 1.5}, "less than or equal to 1"),
+        ({"latency_ms": 0}, "greater than 0"),
         ({"multiples": 0}, "greater than or equal to 1"),
         ({"include": "("}, "not a regular expression"),
         ({"ratios": {"[": 0.5}}, "not a regular expression"),
@@ -183,6 +190,35 @@ def test_an_aim_in_several_rounds(tmp_path, aim):
     before, found = inspect.describe(residual())[aim], inspect.describe(made)[aim]
     assert 0.4 * before < found <= 0.5 * before
     assert after.facts["shrink"]["shrink"][f"{aim}_after"] == found
+
+
+@pytest.mark.parametrize(("aim", "most"), [("latency", 0.9), ("latency_ms", 0.85)])
+def test_a_latency_that_is_predicted_for_the_target(tmp_path, aim, most):
+    model = residual(blocks=1, width=128)
+    place = forecast.board(target.load(registry.file("targets", "rpi4")))
+    before = Stopwatch(model, forecast.milliseconds(place))({})
+    limit = most * before if aim == "latency" else most
+    after, made = shrunk(tmp_path, model, "rpi4", scope="network", rounds=2, **{aim: most})
+    facts, found = after.facts["shrink"]["shrink"], Stopwatch(made, forecast.milliseconds(place))({})
+    assert 0.9 * limit < found <= limit < before
+    assert (facts["latency_ms_before"], facts["latency_ms_after"]) == pytest.approx((before, found))
+    assert all(count % 8 == 0 for name, count in units(after).items() if name != "classes")
+    assert "predicted 1" in after.facts["summaries"]["shrink"]
+
+
+def test_a_latency_that_no_cut_reaches_says_what_remains_and_why(tmp_path):
+    words = r"stages\.shrink\.latency_ms: 0\.5 is asked for, but at least 0\.\d+ ms \(0\.\d+ ms are once per inference, .* remain"
+    with pytest.raises(CutError, match=words):
+        shrunk(tmp_path, residual(), "rpi4", latency_ms=0.5, multiples=1)
+
+
+@pytest.mark.parametrize("board", ["rpi5", "coral-usb", "host"])
+def test_a_latency_that_nothing_predicts_is_refused_before_anything_is_done(tmp_path, board):
+    plan = {"stages": {"train": {}, "smaller": {"stage": "shrink", "latency": 0.5}}}
+    words = rf"stages\.smaller\.latency: .*'{board}' cannot be predicted: .* Give `macs` instead .* predicted: rpi4\."
+    with pytest.raises(TargetError, match=words):
+        edgeprune.build(small(), samples(), target=board, recipe=plan, out=tmp_path / "run", progress=progress.Silent())
+    assert not (tmp_path / "run").exists()
 
 
 def test_rounds_of_a_ratio_end_where_one_round_does(tmp_path):

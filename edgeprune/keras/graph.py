@@ -121,6 +121,7 @@ def rebuild(
     rewrite: Rewrite | None = None,
     copy: Callable[[Layer], Layer] = copy_layer,
     dtypes: Mapping[str, str] | None = None,
+    drawn: bool = False,
 ) -> Any:
     """A new functional model with fresh layers, the same names and the same weights.
 
@@ -130,6 +131,7 @@ def rebuild(
         rewrite: called for every call; returns the output to use instead, or None for the layer's copy.
         copy: makes a layer's copy, once per layer; the copy must take the original's ``get_weights()``.
         dtypes: input name -> another type for it.
+        drawn: leave layers that train something as their initializers made them, instead of giving them the weights.
 
     Returns:
         An uncompiled functional model.
@@ -154,7 +156,8 @@ def rebuild(
     outputs = [made[str(id(tensor))] for tensor in model.outputs]
     result = keras.Model(inputs, outputs if len(outputs) > 1 else outputs[0], name=model.name)
     for old, new in fresh.values():
-        new.set_weights(old.get_weights())
+        if not (drawn and new.trainable_weights):
+            new.set_weights(old.get_weights())
     return result
 
 

@@ -13,48 +13,86 @@ own way from model to fake-quantized model (``quantize_apply``)
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
-import numpy as np
-
+from edgeprune import clusters
 from edgeprune.errors import ConversionError
-from edgeprune.keras import graph, keras, tf
-from edgeprune.keras.quantization_configs import SameScale, ZeroPreserving, input_layer, wrap
+from edgeprune.keras import clustering, graph, keras, tf
+from edgeprune.keras.quantization_configs import ClusterPreserving, Kept, SameScale, ZeroPreserving, input_layer, wrap
 from edgeprune.keras.quantization_plan import Decision, LayerQuantization, Row, decide, plan, post_training, trainable
+from edgeprune.keras.quantization_pruning import Pruning, Ramped
 from edgeprune.keras.quantization_ranges import calibrate, is_fixed, ranges, widen
 
-__all__ = ["LayerQuantization", "calibrate", "plan", "post_training", "quantize", "trainable", "unquantized", "widen"]
+__all__ = [
+    "LayerQuantization",
+    "calibrate",
+    "plan",
+    "post_training",
+    "quantize",
+    "settle",
+    "trainable",
+    "unquantized",
+    "widen",
+]
 
 # Their kernels compute new values, and round them to the scale of their input.
 ROUNDING = (keras.layers.AveragePooling1D, keras.layers.AveragePooling2D)
 
 
-def quantize(model: Any, preserve: bool, skip: Collection[str] = ()) -> Any:
+def quantize(
+    model: Any,
+    preserve: bool,
+    skip: Collection[str] = (),
+    shared: Mapping[str, clusters.Scope] | None = None,
+    pruning: Mapping[str, Ramped] | None = None,
+) -> Any:
     """The fake-quantized model, its weights those of ``model``; layers that `plan` leaves to post-training stay float in it.
 
     Args:
         model: functional float model without pruning wrappers; not changed.
         preserve: keep every weight that is zero now at zero while training (PQAT). The mask is taken from the weights
             themselves, so a resumed run must call this on the *pruned* model and load its weights afterwards. A layer
-            that stays float has no mask: if it holds zeros, it is not trained.
+            that stays float has no mask: if it holds zeros, or shared values, it is not trained.
         skip: names of layers to leave to post-training ranges.
+        shared: names of clustered layers -> where their equal weights stay equal (CQAT); their centroids are taken from the
+            weights too.
+        pruning: names of layers -> how they are pruned while training.
     """
     model = graph.functional(model)
+    shared, pruning = shared or {}, pruning or {}
     decisions = decide(model, skip)
     made: dict[str, Any] = {}
     inputs = _Inputs(model, decisions)
 
     def rewrite(call: graph.Call) -> Any:
         if call.layer.name not in made:  # once, so that shared layers stay shared
-            made[call.layer.name] = _layer(call, decisions[call.layer.name].row, preserve)
+            name = call.layer.name
+            kept = Kept(preserve, shared.get(name), pruning.get(name))
+            made[name] = _layer(call, decisions[name].row, kept)
         arguments, keywords = tf.nest.map_structure(inputs.quantized, (call.args, call.kwargs))
         outputs = made[call.layer.name](*arguments, **keywords)
         if decisions[call.layer.name].row is not None and isinstance(call.layer, ROUNDING):
             return _rounded(outputs, call, arguments[0])
         return outputs
 
-    return graph.rebuild(model, rewrite)
+    result = graph.rebuild(model, rewrite)
+    clustering.keep_upright(result, shared)
+    return result
+
+
+def settle(quantized: Any) -> None:
+    """Give every kernel what training has kept of it: the zeros of its mask, the values of its clusters.
+
+    The optimizer's last step came after they were last applied.
+
+    Args:
+        quantized: from ``quantize``, trained; changed in place.
+    """
+    for layer in quantized.layers:
+        for weight, quantizer, variables in getattr(layer, "_weight_vars", []):
+            if isinstance(quantizer, (ZeroPreserving, ClusterPreserving, Pruning)):
+                quantizer.settle(weight, variables)
 
 
 def _rounded(outputs: Any, call: graph.Call, given: Any) -> Any:
@@ -82,19 +120,18 @@ def unquantized(quantized: Any, prepared: Any) -> Any:
     """The float model with what was trained in the fake-quantized one: to be quantized after training.
 
     Args:
-        quantized: from ``quantize``, trained.
+        quantized: from ``quantize``, trained; it is settled.
         prepared: the model it was made of; not changed.
 
     Returns:
         A copy of ``prepared`` with the trained weights and BatchNormalization statistics. What `quantize` was told to keep
-        at zero is exactly zero.
+        at zero is exactly zero, and what it was told to keep equal is equal.
 
     Raises:
         ConversionError: the two are not of the same origin.
     """
+    settle(quantized)
     values = {variable.name: variable.numpy() for variable in quantized.variables}
-    for name, mask in _masks(quantized).items():
-        values[name] = values[name] * mask
     result = graph.rebuild(prepared)
     for layer in result.layers:
         names = [variable.name for variable in layer.weights]
@@ -108,25 +145,15 @@ def unquantized(quantized: Any, prepared: Any) -> Any:
     return result
 
 
-def _masks(quantized: Any) -> dict[str, np.ndarray]:
-    """Variable name -> 1 where it may differ from zero."""
-    kept = [
-        (weight.name, quantizer.mask.numpy())
-        for layer in quantized.layers
-        for weight, quantizer, _ in getattr(layer, "_weight_vars", [])
-        if isinstance(quantizer, ZeroPreserving)
-    ]
-    return dict(kept)
-
-
-def _layer(call: graph.Call, row: Row | None, preserve: bool) -> Any:
+def _layer(call: graph.Call, row: Row | None, kept: Kept) -> Any:
     """A copy of a layer with its weights, fake-quantized as the row says."""
     layer, copy = call.layer, graph.copy_layer(call.layer)
     copy(*call.args, **call.kwargs)  # builds it under its own name
     copy.set_weights(layer.get_weights())
     if row is not None:
-        return wrap(copy, row, preserve)
-    if preserve and any(weight.ndim > 1 and not weight.all() for weight in layer.get_weights()):
+        return wrap(copy, row, kept)
+    zeros = kept.zeros and any(weight.ndim > 1 and not weight.all() for weight in layer.get_weights())
+    if zeros or kept.shared:
         copy.trainable = False
     return copy
 

@@ -2,7 +2,8 @@
 
 TFMOT's activation observers start at ±6 and move by a thousandth of each batch, so a short training never reaches the
 data's ranges; here they are set before the first step. A range that is (almost) nothing, as that of a tensor which is
-always 0, is widened to what the runtime can compute with.
+always 0, is widened to what the runtime can compute with. So is that of an output channel whose weights are all zero, of
+which there are many in sparse networks: its bias would not fit into int32 at so fine a scale.
 """
 
 from __future__ import annotations
@@ -73,20 +74,42 @@ def widen(model: Any) -> list[str]:
     seen: dict[str, _Seen] = {}
     widened = []
     for node in graph.nodes(model):
+        widened += _dead_channels(node.layer)
         before = [seen.get(str(tensor), _NOTHING) for tensor in node.flat_input_ids]
         after = _after(node.layer, before)
         own = ranges(node.layer)
         wanted = float(np.max(after.least))
         for low, high in own:
-            width = float(high) - float(low)
+            width = _width(low, high)
             if width < wanted or not width:
                 high.assign_add((wanted or after.width * NARROWEST or 1.0) - width)
                 widened.append(node.layer.name)
         if own:
             low, high = own[-1]
-            after = _Seen(_FIXED if is_fixed(node.layer) else float(high) - float(low), np.zeros(1))
+            after = _Seen(_FIXED if is_fixed(node.layer) else _width(low, high), np.zeros(1))
         seen.update((str(tensor), after) for tensor in node.flat_output_ids)
     return list(dict.fromkeys(widened))
+
+
+def _width(low: Any, high: Any) -> float:
+    """Of a range, whose variables may be those of a ``tf.distribute`` strategy."""
+    return float(high.numpy()) - float(low.numpy())
+
+
+def _dead_channels(layer: Any) -> list[str]:
+    """Give the channels of a kernel that are zero throughout the range of the widest; the layer's name if there are such."""
+    if not isinstance(layer, quantize_wrapper.QuantizeWrapper):
+        return []
+    widened = False
+    for _, _, variables in layer._weight_vars:
+        low, high = variables["min_var"], variables["max_var"]
+        dead = (low.numpy() == 0) & (high.numpy() == 0)
+        if dead.any():
+            most = float(np.max(np.maximum(np.abs(low.numpy()), np.abs(high.numpy())))) or 1.0
+            low.assign(np.where(dead, -most, low.numpy()))
+            high.assign(np.where(dead, most, high.numpy()))
+            widened = True
+    return [layer.name] if widened else []
 
 
 class _Seen(NamedTuple):

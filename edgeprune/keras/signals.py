@@ -27,7 +27,7 @@ from edgeprune.keras import keras, synflow, tf
 from edgeprune.keras.signal_places import Array, Place, Places, no_covariance, products
 from edgeprune.scoring import able, needed
 
-__all__ = ["NAMES", "absent", "collect", "needed"]
+__all__ = ["NAMES", "Collector", "absent", "collect", "needed"]
 
 HELD = ("weights", "seed", "scale", "input_scale", "synflow_gradients")
 FORWARD = ("input_covariance", *statistics.NAMES)
@@ -76,24 +76,47 @@ def collect(
         DataError: no batches where there must be, batches that can be gone through only once, or labels that are
             no classes.
     """
-    wanted = _known(wanted)
-    places = Places(model)
-    chosen = [name for name in places.kernels if only is None or name in only]
-    held, reasons = _held(places, wanted, seed)
-    _check_given(places, wanted, [reasons[name] for name in chosen])
-    able_to = {name: {signal for signal in wanted if signal not in reasons[name]} for name in chosen}
-    if set(wanted) & set((*FORWARD, *BACKWARD, *HESSIAN)):
-        _check_batches(batches, wanted)
-        _join(held, _Forward(places, able_to).run(batches))
-        _join(held, _Backward(places, able_to, loss).run(batches, seed, probes))
-    return {name: {signal: held[name][signal] for signal in wanted if signal in held[name]} for name in chosen}
+    return Collector(model, wanted, loss, only=only)(batches, seed=seed, probes=probes)
+
+
+class Collector:
+    """``collect`` for whoever does it often on one model, whose weights may change in between: it is compiled once.
+
+    Args and what is raised: as for ``collect``.
+    """
+
+    def __init__(
+        self, model: Any, wanted: Iterable[str], loss: Any = None, *, only: Collection[str] | None = None
+    ) -> None:
+        self.wanted = _known(wanted)
+        self.places = Places(model)
+        self.chosen = [name for name in self.places.kernels if only is None or name in only]
+        reasons = _reasons(self.places, self.wanted)
+        _check_given(self.places, self.wanted, [reasons[name] for name in self.chosen])
+        able_to = {name: {signal for signal in self.wanted if signal not in reasons[name]} for name in self.chosen}
+        self._of_data = set(self.wanted) & set((*FORWARD, *BACKWARD, *HESSIAN))
+        self._forward = _Forward(self.places, able_to) if self._of_data else None
+        self._backward = _Backward(self.places, able_to, loss) if self._of_data else None
+        self._flow = synflow.Flow(self.places) if "synflow_gradients" in self.wanted else None
+
+    def __call__(self, batches: Iterable[Any] = (), *, seed: int = 0, probes: int = PROBES) -> Signals:
+        """The signals of the weights that the model has now."""
+        held = _held(self.places, self.wanted, seed)[0]
+        if self._flow is not None:
+            _join(held, {name: {"synflow_gradients": flows} for name, flows in self._flow().items()})
+        if self._forward is not None and self._backward is not None:
+            _check_batches(batches, self.wanted)
+            _join(held, self._forward.run(batches))
+            _join(held, self._backward.run(batches, seed, probes))
+        return {
+            name: {signal: held[name][signal] for signal in self.wanted if signal in held[name]} for name in self.chosen
+        }
 
 
 def absent(model: Any, wanted: Iterable[str]) -> dict[str, dict[str, str]]:
     """Layer name -> signal -> why the layer's kernel cannot give it, whatever the data; only what is wanted and absent."""
     places = Places(model)
-    reasons = _held(places, _known(wanted), 0, flow=False)[1]
-    return {name: found for name, found in reasons.items() if found}
+    return {name: found for name, found in _reasons(places, _known(wanted)).items() if found}
 
 
 def _known(wanted: Iterable[str]) -> tuple[str, ...]:
@@ -104,9 +127,12 @@ def _known(wanted: Iterable[str]) -> tuple[str, ...]:
     return names
 
 
-def _held(
-    places: Places, wanted: Collection[str], seed: int, flow: bool = True
-) -> tuple[Signals, dict[str, dict[str, str]]]:
+def _reasons(places: Places, wanted: Collection[str]) -> dict[str, dict[str, str]]:
+    """For each kernel why it cannot give a signal, whatever the data."""
+    return _held(places, wanted, 0)[1]
+
+
+def _held(places: Places, wanted: Collection[str], seed: int) -> tuple[Signals, dict[str, dict[str, str]]]:
     """What the model itself holds; and for each kernel why it cannot give a signal."""
     held: Signals = {name: {} for name in places.kernels}
     reasons: dict[str, dict[str, str]] = {name: {} for name in places.kernels}
@@ -122,8 +148,6 @@ def _held(
             (reasons if isinstance(value, str) else held)[name][signal] = value
         if "input_covariance" in wanted and (reason := no_covariance(place)):
             reasons[name]["input_covariance"] = reason
-    if "synflow_gradients" in wanted and flow:
-        _join(held, {name: {"synflow_gradients": flows} for name, flows in synflow.gradients(places).items()})
     return held, reasons
 
 
@@ -142,15 +166,11 @@ def _check_given(places: Places, wanted: Collection[str], reasons: Sequence[Mapp
     for signal in wanted:
         if all(signal in found for found in reasons):
             why = list(dict.fromkeys(found[signal] for found in reasons)) or ["it has no kernel"]
-            lacking = {name for name in NAMES if all(name in found for found in _all_reasons(places).values())}
+            lacking = {name for name in NAMES if all(name in found for found in _reasons(places, NAMES).values())}
             raise CutError(
                 f"No kernel of '{places.model.name}' can give the signal '{signal}': {'; '.join(why[:3])}. Criteria that would "
                 f"work: {', '.join(able(lacking | {signal}))}."
             )
-
-
-def _all_reasons(places: Places) -> dict[str, dict[str, str]]:
-    return _held(places, NAMES, 0, flow=False)[1]
 
 
 def _check_batches(batches: Any, wanted: Collection[str]) -> None:
@@ -248,7 +268,7 @@ class _Goal(NamedTuple):
         """The loss of a batch, the mean over its samples; and the kernels' activations."""
         outputs, taps = self.model(_inputs(x), training=False)
         pairs = zip(self.losses, tf.nest.flatten(y), outputs, strict=True)
-        return tf.add_n([tf.reduce_mean(loss(true, made)) for loss, true, made in pairs]), taps
+        return tf.add_n([_mean(loss, true, made) for loss, true, made in pairs]), taps
 
     def gradients(self, x: Any, y: Any) -> list[Any]:
         """dL/dw of a batch."""
@@ -279,6 +299,12 @@ class _Backward:
             )
         model = keras.Model(places.model.inputs, [places.model.outputs, taps])
         self.goal = _Goal(model, losses, [place.variable for place in kernels.values()])
+        self._steps = {
+            "gradients": _compiled(self.goal.gradients),
+            "gradient_squares": _compiled(self._squares),
+            "activation_gradients": _compiled(self._activation_gradients),
+            "hessian": _compiled(self._hessian_times),
+        }
 
     def run(self, batches: Iterable[Any], seed: int, probes: int) -> Signals:
         held: Signals = {name: {} for name in self.places.kernels}
@@ -286,14 +312,9 @@ class _Backward:
             return held
         self._check_labels(batches)
         first = self.wanted & {"gradients", "activation_gradients", "gradient_squares"}
-        steps: dict[str, Callable[..., Any]] = {
-            "gradients": self.goal.gradients,
-            "gradient_squares": self._squares,
-            "activation_gradients": self._activation_gradients,
-        }
         if "hessian_gradient" in self.wanted:
             first |= {"gradients"}
-        totals = self._means({name: _compiled(steps[name]) for name in sorted(first)}, batches)
+        totals = self._means({name: self._steps[name] for name in sorted(first)}, batches)
         totals |= self._products(batches, totals.get("gradients"), seed, probes)
         for signal in self.wanted:
             for (name, place), values in zip(self.places.kernels.items(), totals[signal], strict=True):
@@ -324,7 +345,7 @@ class _Backward:
             vectors += [self._signs(seed, probe) for probe in range(probes)]
         if not vectors:
             return {}
-        step = _compiled(self._hessian_times)
+        step = self._steps["hessian"]
         constants = [[tf.constant(part, tf.float32) for part in vector] for vector in vectors]
         try:
             steps = {str(number): self._bound(step, vector) for number, vector in enumerate(constants)}
@@ -405,6 +426,12 @@ class _Backward:
                 f"are {0 if y is None else len(tf.nest.flatten(y))}. Give batches of (x, y). Criteria that would work without: "
                 f"{', '.join(able(LABELLED))}."
             )
+
+
+def _mean(loss: Any, true: Any, made: Any) -> Any:
+    """The mean loss; within the scope of a distribution strategy Keras averages none itself."""
+    own = tf.distribute.has_strategy() and isinstance(loss, keras.losses.Loss)
+    return tf.reduce_mean(loss.call(true, made) if own else loss(true, made))
 
 
 def _inputs(x: Any) -> Any:

@@ -25,24 +25,47 @@ RECURRENT = (layers.LSTM, layers.GRU, layers.SimpleRNN)
 SHIFTS = ("bias", "beta")
 
 
-def gradients(places: Places) -> dict[str, Array]:
-    """Layer -> dR/dw of its kernel, (..., in, out) float64, >= 0, for every kernel of the places."""
-    linear = _linear(places.model)
-    variables = [place.kernel.of(linear.get_layer(name)) for name, place in places.kernels.items()]
-    ones = [tf.ones([1, *(side or graph.UNKNOWN for side in one.shape[1:])], one.dtype) for one in linear.inputs]
-    with tf.GradientTape(watch_accessed_variables=False) as tape:
-        tape.watch(variables)
-        outputs = linear(ones if len(ones) > 1 else ones[0], training=False)
-        total = tf.add_n([tf.reduce_sum(output) for output in tf.nest.flatten(outputs)])
-    found = tape.gradient(total, variables, unconnected_gradients="zero")
-    return {
-        name: place.laid_out(tf.convert_to_tensor(gradient).numpy())
-        for (name, place), gradient in zip(places.kernels.items(), found, strict=True)
-    }
+class Flow:
+    """The network that synaptic flow goes through, made once; its weights are those that the model has when it is called."""
+
+    def __init__(self, places: Places) -> None:
+        self._places = places
+        self._linear, scales = _linear(places.model)
+        self._kernels = [place.kernel.of(self._linear.get_layer(name)) for name, place in places.kernels.items()]
+        self._scales = [(variable, places.model.get_layer(name)) for name, variable in scales.items()]
+        self._others = [
+            (copied, original, copied.name.split(":")[0].split("/")[-1] in SHIFTS)
+            for layer in self._linear.layers
+            if layer.name not in scales
+            for copied, original in zip(layer.weights, places.model.get_layer(layer.name).weights, strict=True)
+        ]
+        self._gradients = tf.function(self._flow, autograph=False)
+
+    def __call__(self) -> dict[str, Array]:
+        """Layer -> dR/dw of its kernel, (..., in, out) float64, >= 0, for every kernel of the places."""
+        for variable, layer in self._scales:
+            variable.assign(_scale(layer))
+        for copied, original, shift in self._others:
+            copied.assign(np.zeros(original.shape) if shift else np.abs(original.numpy()))
+        kernels = self._places.kernels.items()
+        return {
+            name: place.laid_out(tf.convert_to_tensor(gradient).numpy())
+            for (name, place), gradient in zip(kernels, self._gradients(), strict=True)
+        }
+
+    def _flow(self) -> list[Any]:
+        linear = self._linear
+        ones = [tf.ones([1, *(side or graph.UNKNOWN for side in one.shape[1:])], one.dtype) for one in linear.inputs]
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(self._kernels)
+            outputs = linear(ones if len(ones) > 1 else ones[0], training=False)
+            total = tf.add_n([tf.reduce_sum(output) for output in tf.nest.flatten(outputs)])
+        found = tape.gradient(total, self._kernels, unconnected_gradients="zero")
+        return [tf.convert_to_tensor(gradient) for gradient in found]
 
 
-def _linear(model: Any) -> Any:
-    """The float64 network of absolute weights without activations, biases and shifts."""
+def _linear(model: Any) -> tuple[Any, dict[str, Any]]:
+    """The float64 network without activations; by the normalization's name the variable of each scale that stands for one."""
     scales: dict[str, Any] = {}
 
     def rewrite(call: graph.Call) -> Any:
@@ -53,9 +76,8 @@ def _linear(model: Any) -> Any:
             if len(values) != call.node.outputs.shape[-1]:
                 return tf.nest.flatten(call.args)[0]
             if call.layer.name not in scales:
-                layer = own.LayerScale(len(values), name=call.layer.name, dtype="float64")
-                scales[call.layer.name] = (layer, values)
-            return scales[call.layer.name][0](*call.args)
+                scales[call.layer.name] = own.LayerScale(len(values), name=call.layer.name, dtype="float64")
+            return scales[call.layer.name](*call.args)
         return None
 
     dtypes = {
@@ -64,13 +86,7 @@ def _linear(model: Any) -> Any:
         if tensor.dtype.is_floating
     }
     linear = graph.rebuild(model, rewrite, _copy, dtypes)
-    for layer, values in scales.values():
-        layer.set_weights([values])
-    rescaled = [layer for layer in linear.layers if layer.name not in scales]
-    for variable in (variable for layer in rescaled for variable in layer.weights):
-        shift = variable.name.split(":")[0].split("/")[-1] in SHIFTS
-        variable.assign(tf.zeros_like(variable) if shift else tf.abs(variable))
-    return linear
+    return linear, {name: layer.weights[0] for name, layer in scales.items()}
 
 
 def _copy(layer: Any) -> Any:

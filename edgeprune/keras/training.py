@@ -22,7 +22,7 @@ from edgeprune import columns, files
 from edgeprune.data import Split
 from edgeprune.data_options import Task
 from edgeprune.errors import DataError, RunFolderError
-from edgeprune.keras import feeding, keras, tf
+from edgeprune.keras import constraints, distillation, feeding, keras, penalised, tf
 from edgeprune.pipeline import State
 from edgeprune.recipe import FitOptions
 
@@ -104,16 +104,20 @@ def fit(
     goal: Objective,
     callbacks: Sequence[Any] = (),
     sparsity: Callable[[float], float] | None = None,
+    room: Callable[[int], int] | None = None,
+    behind: float = 0.0,
 ) -> list[Epoch]:
     """Train in place, from the workspace's checkpoint if there is one.
 
     Args:
         model: uncompiled; compiled here.
         state: gives the data, the seed, the progress to report to, and the workspace for the checkpoint.
-        options: epochs, batch size, optimizer and learning rate.
+        options: epochs, batch size, optimizer and learning rate, penalty and teacher.
         goal: loss and metric.
         callbacks: further Keras callbacks (TFMOT's pruning step).
         sparsity: progress 0..1 -> scheduled sparsity, for the history and the live line.
+        room: steps that are done -> steps that may run in one call then, >= 1, since a callback has work after them.
+        behind: share of a cosine decay that counts as past already, 0..1 (1 excluded), as after rewinding.
 
     Returns:
         One record per epoch: loss, metric, val_ of both, learning_rate, sparsity, seconds.
@@ -124,25 +128,37 @@ def fit(
     if options.epochs == 0:
         return []
     data, steps = state.run.data, steps_per_epoch(state.run.data.train, options)
-    optimizer = _optimizer(options, steps)
+    optimizer = _optimizer(options, steps, behind)
+    if options.distill:
+        model = distillation.taught(model, state, options.distill, goal.loss)
     names, model.output_names = model.output_names, _names(model, data.train)  # which compile hands to Keras' metrics
     model.compile(optimizer, goal.loss, metrics=_metrics(goal.metric), steps_per_execution=min(STEPS_PER_CALL, steps))
     optimizer.build(model.trainable_variables)
     _create_metrics(model, data.train)
-    history = _restore(model, state.workspace / CHECKPOINT)
-    if len(history) < options.epochs:
-        seed = state.run.seed + 1_000_003 * sum(state.label.encode())  # stages do not repeat each other's order
-        model.fit(
-            feeding.training(data.train, options.batch_size, seed, len(history), options.epochs),
-            validation_data=feeding.ordered(data.validation) if len(data.validation) else None,
-            initial_epoch=len(history),
-            epochs=options.epochs,
-            steps_per_epoch=steps,
-            verbose=0,
-            callbacks=[*callbacks, _Epochs(state, options, steps, history, sparsity, seed)],
-        )
+    with constraints.restored(model.trainable_variables):
+        penalty = _penalised(model, optimizer, state, options, steps)
+        history = _restore(model, state.workspace / CHECKPOINT, penalty)
+        if len(history) < options.epochs:
+            seed = state.run.seed + 1_000_003 * sum(state.label.encode())  # stages do not repeat each other's order
+            model.fit(
+                feeding.training(data.train, options.batch_size, seed, len(history), options.epochs),
+                validation_data=feeding.ordered(data.validation) if len(data.validation) else None,
+                initial_epoch=len(history),
+                epochs=options.epochs,
+                steps_per_epoch=steps,
+                verbose=0,
+                callbacks=[*callbacks, _Epochs(state, options, steps, history, sparsity, seed, penalty, room)],
+            )
     model.output_names = names
     return history
+
+
+def _penalised(model: Any, optimizer: Any, state: State, options: FitOptions, steps: int) -> penalised.Penalised | None:
+    """The stage's penalty at work on the model, if it has one."""
+    if options.penalty is None:
+        return None
+    where = f"stages.{state.label}.penalty"
+    return penalised.attach(model, optimizer, options.penalty, options.epochs * steps, where)
 
 
 def _create_metrics(model: Any, split: Split) -> None:
@@ -180,20 +196,36 @@ def outputs(model: Any, split: Split, batch_size: int = 256) -> Any:
     return columns.unnamed(dict(zip(columns.named(split.y), whole, strict=True)))
 
 
-def _optimizer(options: FitOptions, steps: int) -> Any:
+class _Later(keras.optimizers.schedules.LearningRateSchedule):
+    """A schedule from one of its later steps on; the optimizer still counts from 0, as its averages do."""
+
+    def __init__(self, schedule: Any, first: int) -> None:
+        self.schedule, self.first = schedule, first
+
+    def __call__(self, step: Any) -> Any:
+        return self.schedule(step + self.first)
+
+    def get_config(self) -> dict[str, Any]:
+        return {"schedule": self.schedule, "first": self.first}
+
+
+def _optimizer(options: FitOptions, steps: int, behind: float = 0.0) -> Any:
     rate: Any = options.learning_rate
     if options.decay == "cosine":
-        rate = keras.optimizers.schedules.CosineDecay(options.learning_rate, max(options.epochs * steps, 1))
+        count = max(options.epochs * steps, 1)
+        past = round(count * behind / (1.0 - behind))
+        rate = keras.optimizers.schedules.CosineDecay(options.learning_rate, count + past)
+        rate = _Later(rate, past) if past else rate
     if options.optimizer == "sgd":
         return keras.optimizers.SGD(rate, momentum=0.9, nesterov=True)
     return keras.optimizers.Adam(rate)
 
 
-def _variables(model: Any) -> list[Any]:
-    return [*model.variables, *model.optimizer.variables]
+def _variables(model: Any, penalty: penalised.Penalised | None) -> list[Any]:
+    return [*model.variables, *model.optimizer.variables, *(penalty.variables if penalty else [])]
 
 
-def _restore(model: Any, path: Path) -> list[Epoch]:
+def _restore(model: Any, path: Path, penalty: penalised.Penalised | None = None) -> list[Epoch]:
     """Set every variable from the checkpoint; the history in it tells how many epochs are done."""
     if not path.exists():
         return []
@@ -205,7 +237,7 @@ def _restore(model: Any, path: Path) -> list[Epoch]:
         raise RunFolderError(
             f"The checkpoint {path} is damaged: {error}. Delete it to repeat this stage, or build with --force."
         ) from error
-    variables = _variables(model)
+    variables = _variables(model, penalty)
     if [value.shape for value in values] != [tuple(variable.shape) for variable in variables]:
         raise RunFolderError(
             f"The checkpoint {path} is of another model. Delete it to repeat this stage, or build with --force."
@@ -215,9 +247,9 @@ def _restore(model: Any, path: Path) -> list[Epoch]:
     return history
 
 
-def _save(model: Any, path: Path, history: list[Epoch]) -> None:
+def _save(model: Any, path: Path, history: list[Epoch], penalty: penalised.Penalised | None = None) -> None:
     buffer = io.BytesIO()
-    arrays = {f"v{number}": variable.numpy() for number, variable in enumerate(_variables(model))}
+    arrays = {f"v{number}": variable.numpy() for number, variable in enumerate(_variables(model, penalty))}
     np.savez(buffer, history=np.array(json.dumps(history)), **arrays)
     files.write_bytes_atomic(path, buffer.getvalue())
 
@@ -235,18 +267,14 @@ class _Epochs(keras.callbacks.Callback):
         history: list[Epoch],
         sparsity: Callable[[float], float] | None,
         seed: int,
+        penalty: penalised.Penalised | None = None,
+        room: Callable[[int], int] | None = None,
     ) -> None:
         super().__init__()
         self._supports_tf_logs = True  # or Keras would wait for the loss after every call
-        self.state, self.options, self.steps, self.history, self.sparsity, self.seed = (
-            state,
-            options,
-            steps,
-            history,
-            sparsity,
-            seed,
-        )
-        self.epoch, self.started, self.shown, self.called = len(history), 0.0, 0.0, 0.0
+        self.state, self.options, self.steps, self.history = state, options, steps, history
+        self.sparsity, self.seed, self.penalty, self.room = sparsity, seed, penalty, room
+        self.epoch, self.started, self.shown, self.called, self.per_step = len(history), 0.0, 0.0, 0.0, CALL_S
         self.generators: list[Any] = []
         self.first = 0
 
@@ -258,6 +286,7 @@ class _Epochs(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         self.epoch, self.started = epoch, time.monotonic()
+        self._allow(epoch * self.steps)
         for number, generator in enumerate(self.generators):
             generator.reset_from_seed((self.seed + 7919 * epoch + 104_729 * number) % 2**31)
 
@@ -267,13 +296,20 @@ class _Epochs(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         now = time.monotonic()
-        per_step = (now - self.called) / (batch + 1 - self.first)  # the first call is slow: it compiles
-        self.model._steps_per_execution.assign(max(1, min(STEPS_PER_CALL, self.steps, int(CALL_S / per_step))))
+        self.per_step = (now - self.called) / (batch + 1 - self.first)  # the first call is slow: it compiles
+        self._allow(self.epoch * self.steps + batch + 1)
         if now - self.shown >= self.EVERY_S:
             self.shown = now
             self._show(
                 self.epoch + (batch + 1) / self.steps, {key: float(value) for key, value in (logs or {}).items()}
             )
+
+    def _allow(self, done: int) -> None:
+        """Say how many steps the next call runs, after so many are done."""
+        most = self.room(done) if self.room else self.steps
+        self.model._steps_per_execution.assign(
+            max(1, min(STEPS_PER_CALL, self.steps, most, int(CALL_S / self.per_step)))
+        )
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         record = {key: float(value) for key, value in (logs or {}).items()}
@@ -286,8 +322,11 @@ class _Epochs(keras.callbacks.Callback):
         self._show(epoch + 1, record)
         if self.sparsity:
             record["sparsity"] = self.sparsity((epoch + 1) / self.options.epochs)
+        if self.penalty:
+            record["zeros"] = round(float(self.penalty.zeros()), 6)
+            record["strength"] = float(f"{float(self.penalty.strength()):.6g}")
         self.history.append({"epoch": epoch + 1, **record, "seconds": round(time.monotonic() - self.started, 3)})
-        _save(self.model, self.state.workspace / CHECKPOINT, self.history)
+        _save(self.model, self.state.workspace / CHECKPOINT, self.history, self.penalty)
 
     def _show(self, epochs: float, values: Epoch) -> None:
         shown = {key: value for key, value in values.items() if key != "learning_rate"}

@@ -1,0 +1,78 @@
+"""The league of methods in the docs: tables and pictures from a small record, and the benchmark's own terms."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from test_bench import CELLS, _cell, _league
+
+from edgeprune import bench, bench_run, recipe, registry
+
+ROOT = Path(__file__).parents[1]
+NETWORK = "LeNet-5, MNIST"
+
+
+def _loaded(folder, name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / folder / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+league, benchmark = _loaded("docs", "methods_league"), _loaded("benchmarks", "methods_league")
+
+
+@pytest.fixture
+def record():
+    return {"leagues": {NETWORK: _league([*CELLS, _cell("two-of-four", None, 0, 0.97)], left_out=["a takes no part"])}}
+
+
+def test_tables_rank_below_what_removes_nothing(record):
+    words = league.tables(record)
+    lines = [line.split(" | ")[0] for line in words.splitlines() if line.startswith("| ") and "---" not in line]
+    assert lines == [
+        "| method",
+        "| float",
+        "| `dense-ptq`",
+        "| `one-shot`",
+        "| `shrink-taylor`",
+        "| method",
+        "| float",
+        "| `dense-ptq`",
+        "| `two-of-four`",
+    ]
+    assert "0.9200 ± 0.0283" in words and "a takes no part." in words
+    assert "(pictures/methods-lenet-5-mnist.svg)" in words
+
+
+def test_the_picture_stands_alone(record):
+    ((name, drawn),) = league.pictures(record).items()
+    assert name == "methods-lenet-5-mnist.svg"
+    assert ElementTree.fromstring(drawn).tag.endswith("svg")  # noqa: S314 - our own
+    assert "http" not in drawn.replace("http://www.w3.org/2000/svg", "")
+
+
+def test_every_method_has_epochs_enough_in_the_benchmarks():
+    needs = [sum(bench.needed_epochs(recipe.load(name), False).values()) for name in registry.names("methods")]
+    assert max(needs) <= min(terms.epochs for terms in benchmark.LEAGUES.values())
+
+
+def test_the_benchmark_adds_a_network_to_what_is_there(tmp_path, monkeypatch):
+    results = tmp_path / "methods.json"
+    results.write_text(json.dumps({"leagues": {"another": {"rows": []}}}))
+    result = _league()
+    asked = {}
+    monkeypatch.setattr(bench_run, "run", lambda model, data, **words: (asked.update(words), (tmp_path, result))[1])
+    monkeypatch.setattr(
+        "sys.argv",
+        ["x", "/somewhere/mnist.npz", "cifar10.npz", "--networks", NETWORK, "--epochs", "9", "--results", str(results)],
+    )
+    assert benchmark.main() == 0
+    written = json.loads(results.read_text())["leagues"]
+    assert list(written) == ["another", NETWORK]
+    assert written[NETWORK]["rows"] == result["rows"]
+    assert asked["epochs"] == 9 and asked["methods"] is None

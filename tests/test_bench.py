@@ -561,7 +561,7 @@ def test_a_whole_league_of_a_small_model(tmp_path, monkeypatch):
     x = random.normal(size=(200, 8)).astype(np.float32)
     np.savez("data.npz", x=x, y=(x[:, 0] * x[:, 1] > 0).astype(np.int64))
     (tmp_path / "tiny.py").write_text(TINY)
-    overrides = {"data.calibration": 32, "stages.profile.samples": 8}
+    overrides = {"data.calibration": 32, "stages.profile.samples": 8, "stages.profile.count": False}
     words = {"epochs": 4, "seeds": [0], "shares": [0.5, 0.8], "jobs": 2, "overrides": overrides, "out": "league"}
     _, result = bench_run.run("tiny:build", "data.npz", methods=["tfmot-gradual"], **words)
     assert result["failures"] == []

@@ -27,6 +27,7 @@ from edgeprune.training_options import Penalty, needs
 LONGEST = 4.0  # of a proximal step, in steps of Adam
 EVERY = 10  # steps between two counts of the zeros, while a strength is learned
 GAIN = 60.0  # of the logarithm of a strength over a stage in which no weight is zero and all should be
+FASTEST = 0.02  # rise of that logarithm in a step: weights need time to reach zero, in which it must not run away
 RANGE = 12.0  # of that logarithm: a learned strength is at most 160,000 times the given one, or that part of it
 POWER = 3.0  # of the schedule that the zeros follow, as in Zhu and Gupta (2017)
 
@@ -204,7 +205,8 @@ def _learned(optimizer: Any, penalty: Penalty, steps: int) -> _Strength:
     def learn(zeros: Any) -> Any:
         progress = tf.minimum(tf.cast(optimizer.iterations, tf.float32) / (penalty.end * steps), 1.0)
         gap = float(penalty.sparsity or 0.0) * (1.0 - tf.pow(1.0 - progress, POWER)) - zeros
-        return lacking.assign(tf.clip_by_value(lacking + gap * EVERY / steps, -RANGE / GAIN, RANGE / GAIN))
+        change = tf.minimum(gap * EVERY / steps, FASTEST * EVERY / GAIN)
+        return lacking.assign(tf.clip_by_value(lacking + change, -RANGE / GAIN, RANGE / GAIN))
 
     return _Strength(now, learn, [lacking])
 

@@ -126,7 +126,7 @@ def _enough(view: View, _: Sequence[Op]) -> Advice | None:
     return Advice(
         "next",
         f"Next: nothing that removes weights. {milliseconds(view.once_ms)} of {milliseconds(whole)} are once per inference; without any "
-        f"op at all it would be {whole / view.once_ms:.1f} times as fast. Spend the room on accuracy.",
+        f"op at all it would be {whole / view.once_ms:.2f} times as fast. Spend the room on accuracy.",
     )
 
 

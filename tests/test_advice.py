@@ -112,7 +112,7 @@ def test_channels_of_zeros_are_found_and_come_first():
     ("content", "ms", "more", "words"),
     [
         (network(dtype="FLOAT32"), (1.0,) * 4, {}, "Next: quantize it."),
-        (network(), (0.1,) * 4, {"fixed_ms": 0.6}, "without any op at all it would be 1.7 times as fast"),
+        (network(), (0.1,) * 4, {"fixed_ms": 0.6}, "without any op at all it would be 1.67 times as fast"),
         (network(), (1.0, 1.0, 6.0, 2.0), {}, "in second, first, depth (80 % of the time of the ops)"),
         (network(), None, {}, "of the multiply-accumulates)"),
     ],

@@ -18,7 +18,7 @@ import numpy as np
 from edgeprune import files, schedules
 from edgeprune.errors import RecipeError
 from edgeprune.keras import graph, keras, kernels, tfmot
-from edgeprune.keras.pruning_wrappers import BlockPruned, KernelsPruned, RampedNM, StepSchedule, join
+from edgeprune.keras.pruning_wrappers import BlockPruned, KernelsPruned, RampedNM, StepSchedule
 from edgeprune.pipeline import State
 
 UPDATES = (
@@ -179,9 +179,7 @@ def wrap(model: Any, plans: list[LayerPlan], pattern: Pattern, ramp: Ramp, steps
         fresh = graph.copy_layer(layer)
         return _wrapper(fresh, chosen[layer.name], pattern, ramp, schedule) if layer.name in chosen else fresh
 
-    wrapped = graph.rebuild(model, copy=copy)
-    join(layer.pruning_obj for layer in wrapped.layers if isinstance(layer, KernelsPruned))
-    return wrapped
+    return graph.rebuild(model, copy=copy)
 
 
 def _wrapper(layer: Any, chosen: tuple[kernels.Kernel, ...], pattern: Pattern, ramp: Ramp, schedule: Any) -> Any:

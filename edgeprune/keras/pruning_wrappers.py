@@ -4,17 +4,11 @@
   output channels of a transposed convolution.
 - `RampedNM`: an n:m pattern that is reached step by step. TFMOT lays it once, at step 1, and ignores the schedule.
 - `BlockPruned`: blocks in convolutions. TFMOT takes two-dimensional kernels only.
-
-Masks change in the training graph, as TFMOT has it, but all at one place in it (`Together`): TFMOT puts a condition with the
-whole arithmetic of a mask into every layer, and a network of fifty kernels took most of a minute to trace.
 """
 
 from __future__ import annotations
 
-import copy
 import inspect
-import weakref
-from collections.abc import Iterable, Sequence
 from typing import Any
 
 from tensorflow_model_optimization.python.core.sparsity.keras import pruning_impl, pruning_wrapper
@@ -53,22 +47,7 @@ class _Pruning(pruning_impl.Pruning):
         outputs_first: references of the kernels that are laid out (..., out, in).
         """
         self._outputs_first = outputs_first
-        self.together: Together | None = None
         super().__init__(**keywords)
-
-    def conditional_mask_update(self) -> Any:
-        """TFMOT's, once per graph for the kernels of all layers; eagerly, layer by layer as TFMOT does."""
-        if self.together is None or tf.executing_eagerly():
-            return super().conditional_mask_update()
-        return self.together.update(self)
-
-    def over(self, others: Sequence[_Pruning]) -> _Pruning:
-        """The same, over the kernels of several layers."""
-        whole = copy.copy(self)
-        whole.together = None
-        whole._pruning_vars = [variables for other in others for variables in other._pruning_vars]
-        whole._outputs_first = {reference for other in others for reference in other._outputs_first}
-        return whole
 
     def _is_outputs_first(self, weights: Any) -> bool:
         return hasattr(weights, "ref") and weights.ref() in self._outputs_first
@@ -90,36 +69,6 @@ class _Pruning(pruning_impl.Pruning):
         return self._as_stored(super()._update_mask_sparsity_m_by_n(image_like, m_by_n), weights)
 
 
-class Together:
-    """The layers of a model whose masks change together.
-
-    The layer that a graph comes to first changes the masks of all. Masks are read after that, since what assigns and what reads
-    a variable keeps its order in a graph; and all layers have one schedule and have taken the same steps.
-    """
-
-    def __init__(self, members: Sequence[_Pruning]) -> None:
-        self._members = members
-        self._seen_to: weakref.WeakKeyDictionary[Any, set[str]] = weakref.WeakKeyDictionary()  # graph -> replicas
-
-    def update(self, asking: _Pruning) -> Any:
-        """What changes the masks in this graph, when the schedule says so; nothing if another layer's call has put it there."""
-        replica = tf.distribute.get_replica_context()  # all replicas must ask, for they wait for each other
-        place = "" if replica is None else str(replica.replica_id_in_sync_group)
-        done = self._seen_to.setdefault(tf.compat.v1.get_default_graph(), set())
-        if place in done:
-            return tf.no_op()
-        done.add(place)
-        return asking.over(self._members).conditional_mask_update()
-
-
-def join(members: Iterable[_Pruning]) -> None:
-    """Have the masks of these layers, all of one model, change at one place of its graph."""
-    everyone = list(members)
-    together = Together(everyone)
-    for member in everyone:
-        member.together = together
-
-
 class _RampedNMPruning(_Pruning):
     """As many zeros per block as the schedule says at this step."""
 
@@ -127,36 +76,16 @@ class _RampedNMPruning(_Pruning):
         # Without sparsity_m_by_n TFMOT asks the schedule when to update, as it does for unstructured pruning.
         super().__init__(**{**keywords, "sparsity_m_by_n": None})
         self._zeros = zeros
-        self._made: tuple[Any, dict[Any, Any]] = (None, {})
 
     def _maybe_update_block_mask(self, weights: Any) -> tuple[Any, Any]:
-        graph = None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
-        if graph is None or self._made[0] is not graph:
-            self._made = (graph, self._masks())
-        return tf.constant(0.0, weights.dtype), self._made[1][weights.ref()]
-
-    def _masks(self) -> dict[Any, Any]:
-        """The masks of all kernels, by their references: one choice over the blocks of all, so that it is traced once."""
         final, of = self._zeros
-        weights_of_all = [weights for weights, _, _ in self._pruning_vars]
-        blocks = [tf.reshape(tf.linalg.matrix_transpose(self._seen(weights)), [-1, of]) for weights in weights_of_all]
-        kept = tf.split(self._kept(tf.concat(blocks, 0), final, of), [block.shape[0] for block in blocks])
-        masks = {}
-        for weights, rows in zip(weights_of_all, kept, strict=True):
-            places, inputs, outputs = self._seen(weights).shape
-            seen = tf.linalg.matrix_transpose(tf.reshape(rows, [places, outputs, inputs]))
-            masks[weights.ref()] = self._as_stored(seen, weights)
-        return masks
-
-    def _kept(self, blocks: Any, final: int, of: int) -> Any:
-        """TFMOT's mask of blocks (rows, of) with as many zeros in each as the schedule says now, ``final`` at most."""
         sparsity = self._pruning_schedule(self._step_fn())[1]
-        zeros = tf.clip_by_value(tf.cast(tf.round(sparsity * of), tf.int32), 1, final)
-        dense = tf.transpose(blocks)  # as a Dense kernel, whose blocks TFMOT lays along the inputs
-        choices = [
-            pruning_impl.Pruning._update_mask_sparsity_m_by_n(self, dense, (count, of)) for count in range(1, final + 1)
+        zeros = tf.cast(tf.round(sparsity * of), tf.int32)
+        branches = [
+            lambda count=count: self._update_mask_sparsity_m_by_n(weights, (count, of)) for count in range(1, final + 1)
         ]
-        return tf.transpose(tf.gather(tf.stack(choices), zeros - 1))
+        mask = tf.switch_case(tf.clip_by_value(zeros, 1, final) - 1, branches)
+        return tf.constant(0.0, weights.dtype), mask
 
 
 class _BlockPruning(_Pruning):

@@ -15,15 +15,15 @@ import argparse
 import json
 import os
 import tempfile
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import training_steps
+
 from edgeprune import files
 
 RESULTS = Path(__file__).parent / "results" / "clustering.json"
-BATCH = 32
 TAIL: dict[str, Any] = {"convert": {}, "verify": {}, "report": {}}
 
 
@@ -132,37 +132,27 @@ def overhead(steps: int, repeats: int) -> dict[str, Any]:
 
     keras.utils.set_random_seed(0)
     model = registry.module("models", "resnet8").build()
-    trained = {name: _Trained(made) for name, made in _kinds(model, steps, repeats + 1).items()}
-    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in trained}
-    for turn in range(repeats + 1):
-        for name, each in trained.items():
-            seconds = each.steps(steps)
-            if turn:  # the first one compiles
-                taken[name].append(seconds)
-    best = {
-        name: {
-            "cpu_ms": 1e3 * min(cpu for cpu, _ in each) / steps,
-            "wall_ms": 1e3 * min(wall for _, wall in each) / steps,
-        }
-        for name, each in taken.items()
-    }
+    models = _kinds(model, steps, repeats + 1)
+    best = training_steps.fastest(models, steps, repeats, dict.fromkeys(models, _begin))
     pairs = {"cluster": "float", "cqat": "qat", "prune_while_qat": "qat"}
     return {
         "model": "resnet8",
-        "batch": BATCH,
+        "batch": training_steps.BATCH,
         "steps": steps,
         "repeats": repeats,
         "cpus": os.cpu_count(),
         "load": round(os.getloadavg()[0], 2),
-        "step": {name: {key: round(value, 3) for key, value in each.items()} for name, each in best.items()},
-        "more": {
-            name: {
-                key.removesuffix("_ms"): round(best[name][key] / best[plain][key] - 1, 3)
-                for key in ("cpu_ms", "wall_ms")
-            }
-            for name, plain in pairs.items()
-        },
+        "step": {name: each.milliseconds() for name, each in best.items()},
+        "more": {name: best[name].more_than(best[plain]) for name, plain in pairs.items()},
     }
+
+
+def _begin(model: Any, _: Any) -> None:
+    """Where a model is pruned while it trains, its first step is the next."""
+    from edgeprune.keras import quantization_pruning
+
+    for _, variables in quantization_pruning.pruned(model).values():
+        variables["step"].assign(0)
 
 
 def _kinds(model: Any, steps: int, turns: int) -> dict[str, Any]:
@@ -185,40 +175,6 @@ def _kinds(model: Any, steps: int, turns: int) -> dict[str, Any]:
         "cqat": quantization.quantize(clustered, False, shared=shared),
         "prune_while_qat": quantization.quantize(prepared, False, pruning=how),
     }
-
-
-class _Trained:
-    """A compiled model and a batch, trained on noise."""
-
-    def __init__(self, model: Any) -> None:
-        import numpy as np
-
-        from edgeprune.keras import keras, quantization_pruning, tf
-
-        generator = np.random.Generator(np.random.PCG64(0))
-        x = tf.constant(generator.uniform(0, 255, (BATCH, *model.input_shape[1:])), tf.float32)
-        y = tf.constant(generator.integers(0, model.output_shape[-1], BATCH))
-        optimizer, loss = keras.optimizers.Adam(1e-3), keras.losses.SparseCategoricalCrossentropy()
-        optimizer.build(model.trainable_variables)
-        for _, variables in quantization_pruning.pruned(model).values():
-            variables["step"].assign(0)
-
-        @tf.function
-        def run(count: Any) -> None:
-            for _ in tf.range(count):
-                with tf.GradientTape() as tape:
-                    lost = loss(y, model(x, training=True))
-                gradients = tape.gradient(lost, model.trainable_variables)
-                optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
-
-        self._run = run
-        self._count = tf.constant
-
-    def steps(self, count: int) -> tuple[float, float]:
-        """Seconds of so many steps: of the processor, and on the wall."""
-        wall, processor = time.monotonic(), time.process_time()
-        self._run(self._count(count))
-        return time.process_time() - processor, time.monotonic() - wall
 
 
 if __name__ == "__main__":

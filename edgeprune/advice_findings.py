@@ -135,7 +135,7 @@ def lanes(view: View) -> Advice | None:
     if not found:
         return None
     ops = view.costliest(view.file.ops[index] for index in found)
-    told = "; ".join(f"{_name(op)}: {found[op.index].words}" for op in ops[:SHOWN]) + _more(ops)
+    told = some([f"{_name(op)}: {found[op.index].words}" for op in ops], "; ")
     lost = lost_to_lanes(view)
     return view.about(
         "lanes",
@@ -206,12 +206,12 @@ def zeros(view: View) -> Advice | None:
     ops = sorted((op for op in view.file.ops if shares.get(op.index, 0.0) >= ZEROS), key=lambda op: -shares[op.index])
     if not ops or view.target.zeros.latency != "none":
         return None
-    some = ", ".join(f"{_name(op)} ({percent(shares[op.index])})" for op in ops[:SHOWN]) + _more(ops)
+    told = some([f"{_name(op)} ({percent(shares[op.index])})" for op in ops])
     packed = f"{memory(view.file.size_bytes)} are {memory(view.file.size_gzip_bytes)} compressed"
     buys = f"They buy a smaller download ({packed})" if view.target.zeros.download else "They buy nothing"
     return view.about(
         "zeros",
-        f"Zeros buy no time on {view.target.title}, in whatever pattern: {some}. {buys}; what is to be faster has to go for good, "
+        f"Zeros buy no time on {view.target.title}, in whatever pattern: {told}. {buys}; what is to be faster has to go for good, "
         "with its channel (the stage `shrink`).",
         ops,
     )
@@ -223,11 +223,10 @@ def silent(view: View) -> Advice | None:
     ops = view.costliest(view.file.ops[index] for index in found)
     if not ops:
         return None
-    some = ", ".join(f"{_name(op)} ({found[op.index]} of {view.layers[op.index].kernel[0]})" for op in ops[:SHOWN])
-    some += _more(ops)
+    told = some([f"{_name(op)} ({found[op.index]} of {view.layers[op.index].kernel[0]})" for op in ops])
     return view.about(
         "silent",
-        f"Output channels with no weight but zeros are computed like all others, and give the same number every time: {some}. The "
+        f"Output channels with no weight but zeros are computed like all others, and give the same number every time: {told}. The "
         "stage `shrink` removes such channels for good.",
         ops,
     )
@@ -282,14 +281,12 @@ def _name(op: Op) -> str:
     return op.layer or f"op {op.index} ({op.op})"
 
 
-def _more(ops: Sequence[Any]) -> str:
-    return f" and {len(ops) - SHOWN} more" if len(ops) > SHOWN else ""
-
-
 def named(view: View, ops: Sequence[Op]) -> str:
     """The costliest few by name."""
     return some([_name(op) for op in view.costliest(ops)])
 
 
-def some(names: Sequence[str]) -> str:
-    return ", ".join(names[:SHOWN]) + _more(names)
+def some(words: Sequence[str], between: str = ", ") -> str:
+    """The first few, and how many more."""
+    more = f" and {len(words) - SHOWN} more" if len(words) > SHOWN else ""
+    return between.join(words[:SHOWN]) + more

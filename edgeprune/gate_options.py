@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from edgeprune import registry
+from edgeprune.option_types import Expression, Floor, Step, expressions, member
 from edgeprune.recipe import FitOptions
 
-Step = Annotated[int, Field(ge=1)]
-Floor = Annotated[int, Field(ge=1)] | Annotated[float, Field(ge=0, le=1)]
 OF_CHANNELS = ("floors", "multiples")
 
 
 class Options(FitOptions):
     """Options of the gate stage."""
 
-    gate: str = Field("hard-concrete", description="what closes weights or channels: a name of `edgeprune list gates`")
+    gate: Annotated[str, AfterValidator(member("gates"))] = Field(
+        "hard-concrete", description="what closes weights or channels: a name of `edgeprune list gates`"
+    )
     granularity: Literal["weight", "channel"] = Field(
         "weight",
         description="what has a gate: every weight, or every unit of coupled channels, which goes for good when closed",
@@ -72,27 +71,13 @@ class Options(FitOptions):
         None,
         description="for channels: those that stay are a multiple of this; or names -> multiples; null: the target's; 1: any count",
     )
-    include: str = Field(".*", description="regular expression: only layers or groups whose whole name matches")
-    exclude: str | None = Field(None, description="regular expression: no layer or group whose whole name matches")
+    include: Expression = Field(".*", description="regular expression: only layers or groups whose whole name matches")
+    exclude: Expression | None = Field(
+        None, description="regular expression: no layer or group whose whole name matches"
+    )
     epochs: int = Field(10, ge=1, le=10_000, description="passes over the training split, fine-tuning included")
 
-    @field_validator("gate")
-    @classmethod
-    def _known(cls, gate: str) -> str:
-        known = registry.names("gates")
-        if gate not in known:
-            raise ValueError(f"there is no such gate.{registry.suggestion(gate, known)} Known: {', '.join(known)}")
-        return gate
-
-    @field_validator("include", "exclude", "floors", "multiples")
-    @classmethod
-    def _compiles(cls, value: Any) -> Any:
-        for expression in [value] if isinstance(value, str) else value if isinstance(value, dict) else []:
-            try:
-                re.compile(expression)
-            except re.error as error:
-                raise ValueError(f"'{expression}' is not a regular expression: {error}") from error
-        return value
+    _compile = field_validator("floors", "multiples")(expressions)
 
     @model_validator(mode="after")
     def _together(self) -> Options:

@@ -15,6 +15,7 @@ import math
 import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -227,6 +228,29 @@ def _spared(
         if len(tried.get(name, scores[name])) > len(cut[name]) and enough(tried):
             cut = tried
     return cut
+
+
+def entry(group: Group, reason: str | None, cut: Mapping[str, Units], scores: Mapping[str, Array]) -> dict[str, Any]:
+    """What became of a group, for the report's ``shrink`` block.
+
+    Args:
+        group: before the cut.
+        reason: why it was left whole; None where it was not.
+        cut: group -> the units that stay, of those that were cut.
+        scores: group -> a score per unit, of those that have any.
+    """
+    kept = cut.get(group.name)
+    total = float(scores[group.name].sum()) if group.name in scores else 0.0
+    return {
+        "name": group.name,
+        "layers": list(dict.fromkeys(member.layer for member in group.producers)),
+        "step": group.step,
+        "units_before": group.units,
+        "units_after": group.units if kept is None else len(kept),
+        "score_kept": 1.0 if kept is None or not total else float(scores[group.name][kept].sum()) / total,
+        "reason": reason,
+        "inexact": list(group.inexact) if kept is not None else [],
+    }
 
 
 def weakest(blocks: Sequence[Block], criterion: str, signals: scoring.Signals) -> tuple[Block, float]:

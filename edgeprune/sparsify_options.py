@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
-from typing import Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from edgeprune import catalogue, registry
+from edgeprune import catalogue
+from edgeprune.option_types import Block, Criterion, Expression, NofM, member, n_of_m
 from edgeprune.recipe import FitOptions
 from edgeprune.validation import Strict
 
@@ -29,23 +29,19 @@ class Adapt(Strict):
 class Options(FitOptions):
     """Options of the sparsify stage."""
 
-    criterion: str = Field(
+    criterion: Criterion = Field(
         "magnitude", description="what a weight is worth: a name of `edgeprune list criteria` that ranks weights"
     )
     granularity: Literal["weight", "block", "n:m", "channel"] = Field(
         "weight",
         description="what lives or dies together; channel: coupled channels, for masked soft alone, with a shrink stage after it",
     )
-    pattern: str = Field(
-        "2:4", pattern=r"^[1-9]\d*:[1-9]\d*$", description="for n:m: keep n of every m consecutive input channels"
-    )
-    block: list[int] = Field(
-        [4, 1], min_length=2, max_length=2, description="for block: consecutive input channels x output channels"
-    )
+    pattern: NofM = Field("2:4", description="for n:m: keep n of every m consecutive input channels")
+    block: Block = Field([4, 1], description="for block: consecutive input channels x output channels")
     scope: Literal["layer", "network"] = Field(
         "layer", description="what is ranked together: every layer for itself, or all"
     )
-    distribution: str = Field(
+    distribution: Annotated[str, AfterValidator(member("distributions"))] = Field(
         "uniform", description="for scope layer: how sparse each one becomes, a name of `edgeprune list distributions`"
     )
     schedule: Literal["polynomial", "constant"] = Field(
@@ -113,44 +109,9 @@ class Options(FitOptions):
     samples: int = Field(
         512, ge=1, description="training samples that a criterion sees before a training; at an update in it, one batch"
     )
-    include: str = Field(".*", description="regular expression: only layers whose whole name matches")
-    exclude: str | None = Field(None, description="regular expression: no layer whose whole name matches")
+    include: Expression = Field(".*", description="regular expression: only layers whose whole name matches")
+    exclude: Expression | None = Field(None, description="regular expression: no layer whose whole name matches")
     epochs: int = Field(8, ge=0, le=10_000, description="passes over the training split, shared by the rounds")
-
-    @field_validator("criterion", "distribution")
-    @classmethod
-    def _known(cls, word: str, info: Any) -> str:
-        family = {"criterion": "criteria", "distribution": "distributions"}[info.field_name]
-        known = registry.names(family)
-        if word not in known:
-            raise ValueError(
-                f"there is no such {info.field_name}.{registry.suggestion(word, known)} Known: {', '.join(known)}"
-            )
-        return word
-
-    @field_validator("include", "exclude")
-    @classmethod
-    def _compiles(cls, expression: str | None) -> str | None:
-        try:
-            re.compile(expression or "")
-        except re.error as error:
-            raise ValueError(f"not a regular expression: {error}") from error
-        return expression
-
-    @field_validator("pattern")
-    @classmethod
-    def _keeps_fewer(cls, pattern: str) -> str:
-        n, m = map(int, pattern.split(":"))
-        if not n < m:
-            raise ValueError(f"n:m keeps n of m, so n must be smaller than m; got {pattern}")
-        return pattern
-
-    @field_validator("block")
-    @classmethod
-    def _positive(cls, block: list[int]) -> list[int]:
-        if min(block) < 1:
-            raise ValueError("both sides of a block must be at least 1")
-        return block
 
     @model_validator(mode="after")
     def _fit_together(self) -> Options:
@@ -169,7 +130,7 @@ class Options(FitOptions):
         """The share of zeros that is asked for, 0..1."""
         if self.granularity != "n:m":
             return self.final
-        n, m = map(int, self.pattern.split(":"))
+        n, m = n_of_m(self.pattern)
         return (m - n) / m
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import inspect
-import re
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from edgeprune import registry
+from edgeprune.option_types import Expression, member
 from edgeprune.validation import Strict
 
 Unit = Annotated[float, Field(ge=0, le=1)]
@@ -19,7 +19,9 @@ MODELS = (".keras", ".h5", ".hdf5")
 class Penalty(Strict):
     """What pulls weights to zero while a stage trains."""
 
-    kind: str = Field("l1", description="a name of `edgeprune list penalties`")
+    kind: Annotated[str, AfterValidator(member("penalties"))] = Field(
+        "l1", description="a name of `edgeprune list penalties`"
+    )
     strength: float = Field(
         1e-4, gt=0, le=1e6, description="what the penalty is multiplied by before it is added to the loss"
     )
@@ -50,21 +52,8 @@ class Penalty(Strict):
     choose: Literal["weights", "channels"] = Field(
         "weights", description="for growing: whether single weights or whole coupled channels are chosen to go"
     )
-    include: str = Field(".*", description="regular expression: only layers whose whole name matches")
-    exclude: str | None = Field(None, description="regular expression: no layer whose whole name matches")
-
-    @field_validator("kind")
-    @classmethod
-    def _known(cls, kind: str) -> str:
-        known = registry.names("penalties")
-        if kind not in known:
-            raise ValueError(f"there is no such penalty.{registry.suggestion(kind, known)} Known: {', '.join(known)}")
-        return kind
-
-    @field_validator("include", "exclude")
-    @classmethod
-    def _compiles(cls, expression: str | None) -> str | None:
-        return _expression(expression)
+    include: Expression = Field(".*", description="regular expression: only layers whose whole name matches")
+    exclude: Expression | None = Field(None, description="regular expression: no layer whose whole name matches")
 
     @model_validator(mode="after")
     def _serves(self) -> Penalty:
@@ -122,11 +111,3 @@ class Distillation(Strict):
                 f"that ends in {', '.join(MODELS)}"
             )
         return teacher
-
-
-def _expression(expression: str | None) -> str | None:
-    try:
-        re.compile(expression or "")
-    except re.error as error:
-        raise ValueError(f"not a regular expression: {error}") from error
-    return expression

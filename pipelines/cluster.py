@@ -6,13 +6,13 @@ Zeros of earlier stages stay zeros. A quantize stage after it keeps the clusters
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from edgeprune.errors import RecipeError
+from edgeprune.option_types import Expression
 from edgeprune.pipeline import State
 from edgeprune.recipe import FitOptions
 
@@ -42,17 +42,8 @@ class Options(FitOptions):
         "dense",
         description="BatchNormalization folded before: into Dense only, or into all; the quantize stage must have the same",
     )
-    include: str = Field(".*", description="regular expression: only layers whose whole name matches")
-    exclude: str | None = Field(None, description="regular expression: no layer whose whole name matches")
-
-    @field_validator("include", "exclude")
-    @classmethod
-    def _compiles(cls, expression: str | None) -> str | None:
-        try:
-            re.compile(expression or "")
-        except re.error as error:
-            raise ValueError(f"not a regular expression: {error}") from error
-        return expression
+    include: Expression = Field(".*", description="regular expression: only layers whose whole name matches")
+    exclude: Expression | None = Field(None, description="regular expression: no layer whose whole name matches")
 
     @model_validator(mode="after")
     def _has_some(self) -> Options:

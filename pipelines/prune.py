@@ -6,11 +6,11 @@ a plan of every layer: pruned, or why not.
 
 from __future__ import annotations
 
-import re
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
+from edgeprune.option_types import Block, Expression, NofM
 from edgeprune.pipeline import State
 from edgeprune.recipe import FitOptions
 
@@ -21,12 +21,8 @@ class Options(FitOptions):
     """Options of the prune stage."""
 
     granularity: Literal["weight", "block", "n:m"] = Field("weight", description="what lives or dies together")
-    pattern: str = Field(
-        "2:4", pattern=r"^[1-9]\d*:[1-9]\d*$", description="for n:m: keep n of every m consecutive input channels"
-    )
-    block: list[int] = Field(
-        [4, 1], min_length=2, max_length=2, description="for block: consecutive input channels x output channels"
-    )
+    pattern: NofM = Field("2:4", description="for n:m: keep n of every m consecutive input channels")
+    block: Block = Field([4, 1], description="for block: consecutive input channels x output channels")
     pooling: Literal["AVG", "MAX"] = Field(
         "AVG", description="for block: a block's score from the magnitudes inside it"
     )
@@ -46,32 +42,8 @@ class Options(FitOptions):
     )
     power: float = Field(3.0, gt=0, le=100, description="of the polynomial; 1 is a straight line")
     frequency: int | None = Field(None, ge=1, description="steps between mask updates; null: a hundredth of the ramp")
-    include: str = Field(".*", description="regular expression: only layers whose whole name matches")
-    exclude: str | None = Field(None, description="regular expression: no layer whose whole name matches")
-
-    @field_validator("pattern")
-    @classmethod
-    def _keeps_fewer(cls, pattern: str) -> str:
-        n, m = map(int, pattern.split(":"))
-        if not n < m:
-            raise ValueError(f"n:m keeps n of m, so n must be smaller than m; got {pattern}")
-        return pattern
-
-    @field_validator("include", "exclude")
-    @classmethod
-    def _compiles(cls, expression: str | None) -> str | None:
-        try:
-            re.compile(expression or "")
-        except re.error as error:
-            raise ValueError(f"not a regular expression: {error}") from error
-        return expression
-
-    @field_validator("block")
-    @classmethod
-    def _positive(cls, block: list[int]) -> list[int]:
-        if min(block) < 1:
-            raise ValueError("both sides of a block must be at least 1")
-        return block
+    include: Expression = Field(".*", description="regular expression: only layers whose whole name matches")
+    exclude: Expression | None = Field(None, description="regular expression: no layer whose whole name matches")
 
     @model_validator(mode="after")
     def _in_order(self) -> Options:
@@ -91,7 +63,7 @@ def run(state: State, options: Options) -> State:
     why = program.why_not(model)
     if why:
         return state.add(notes=[f"Nothing is pruned. {why}."], summaries={state.label: "nothing to prune: no layers"})
-    pattern, ramp = _pattern(options), _ramp(options)
+    pattern, ramp = pruning.pattern_of(options), pruning.ramp_of(options, options.ramp)
     plans = pruning.plan(model, pattern, options.include, options.exclude)
     pruning.earlier(state, plans)  # which it would refuse
     steps = options.epochs * training.steps_per_epoch(state.run.data.train, options)
@@ -105,33 +77,11 @@ def run(state: State, options: Options) -> State:
     partly = [f"{plan.name}'s {reason}; this kernel is not pruned" for plan in plans for reason in plan.left]
     return state.add(
         files={"model": pruned, "masks": pruning.save_masks(masks, state.workspace / "masks.npz")},
-        history={state.label: {"epochs": history, "schedule": _curve(schedule, options.epochs)}},
+        history={state.label: {"epochs": history, "schedule": pruning.curve(schedule, options.epochs)}},
         pruning={"layers": pruning.entries(plans, pattern, masks, ramp.final)},
         notes=[*left, *partly],
         summaries={state.label: _summary(plans, masks, pattern)},
     )
-
-
-def _pattern(options: Options) -> Any:
-    from edgeprune.keras.pruning import Pattern
-
-    n, m = map(int, options.pattern.split(":"))
-    return Pattern(options.granularity, (options.block[0], options.block[1]), options.pooling, n, m)
-
-
-def _ramp(options: Options) -> Any:
-    from edgeprune.keras.pruning import Ramp
-
-    n, m = map(int, options.pattern.split(":"))
-    nm = options.granularity == "n:m"
-    schedule = ("steps" if options.ramp else "constant") if nm else options.schedule
-    final = (m - n) / m if nm else options.final
-    return Ramp(schedule, options.initial, final, options.begin, options.end, options.power, options.frequency)
-
-
-def _curve(schedule: Any, epochs: int, points: int = 200) -> list[dict[str, float]]:
-    """The schedule over the stage's epochs, for the picture."""
-    return [{"epoch": epochs * i / points, "sparsity": schedule(i / points)} for i in range(points + 1)]
 
 
 def _summary(plans: list[Any], masks: dict[str, Any], pattern: Any) -> str:

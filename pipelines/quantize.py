@@ -15,9 +15,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from edgeprune.errors import RecipeError
+from edgeprune.option_types import Block, Expression, NofM
 from edgeprune.pipeline import State
 from edgeprune.recipe import FitOptions
 from edgeprune.validation import Strict
@@ -27,24 +28,12 @@ LAST_OF = ("train", "shrink", "prune", "sparsify", "gate", "regularize", "cluste
 WORTHWHILE = 0.1  # of the trainable weights: with fewer behind fake quantizers, training them is time for nothing
 
 
-def _expression(expression: str | None) -> str | None:
-    try:
-        re.compile(expression or "")
-    except re.error as error:
-        raise ValueError(f"not a regular expression: {error}") from error
-    return expression
-
-
 class Prune(Strict):
     """How zeros are laid while training with fake quantizers; a weight's score is its magnitude on the int8 grid."""
 
     granularity: Literal["weight", "block", "n:m"] = Field("weight", description="what lives or dies together")
-    pattern: str = Field(
-        "2:4", pattern=r"^[1-9]\d*:[1-9]\d*$", description="for n:m: keep n of every m consecutive input channels"
-    )
-    block: list[int] = Field(
-        [4, 1], min_length=2, max_length=2, description="for block: consecutive input channels x output channels"
-    )
+    pattern: NofM = Field("2:4", description="for n:m: keep n of every m consecutive input channels")
+    block: Block = Field([4, 1], description="for block: consecutive input channels x output channels")
     schedule: Literal["polynomial", "constant"] = Field(
         "polynomial", description="how sparsity rises; an n:m pattern takes one more zero per block at a time"
     )
@@ -58,25 +47,15 @@ class Prune(Strict):
     )
     power: float = Field(3.0, gt=0, le=100, description="of the polynomial; 1 is a straight line")
     frequency: int | None = Field(None, ge=1, description="steps between mask updates; null: a hundredth of the ramp")
-    include: str = Field(".*", description="regular expression: only layers whose whole name matches")
-    exclude: str | None = Field(None, description="regular expression: no layer whose whole name matches")
+    include: Expression = Field(".*", description="regular expression: only layers whose whole name matches")
+    exclude: Expression | None = Field(None, description="regular expression: no layer whose whole name matches")
     control: bool = Field(
         False,
         description="train a second model to compare with: pruned for the first half of the epochs, with fake quantizers for the rest",
     )
 
-    @field_validator("include", "exclude")
-    @classmethod
-    def _compiles(cls, expression: str | None) -> str | None:
-        return _expression(expression)
-
     @model_validator(mode="after")
     def _possible(self) -> Prune:
-        n, m = map(int, self.pattern.split(":"))
-        if not n < m:
-            raise ValueError(f"n:m keeps n of m, so n must be smaller than m; got {self.pattern}")
-        if min(self.block) < 1:
-            raise ValueError("both sides of a block must be at least 1")
         if not self.begin < self.end:
             raise ValueError(f"begin ({self.begin}) must be smaller than end ({self.end})")
         return self
@@ -98,14 +77,9 @@ class Options(FitOptions):
     prune: Prune | None = Field(
         None, description="lay zeros while training: `{}` or the keys below; null: keep only those that are there"
     )
-    skip: str | None = Field(
+    skip: Expression | None = Field(
         None, description="regular expression: layers whose whole name matches get their ranges after training instead"
     )
-
-    @field_validator("skip")
-    @classmethod
-    def _compiles(cls, expression: str | None) -> str | None:
-        return _expression(expression)
 
     @model_validator(mode="after")
     def _prunes_in_epochs(self) -> Options:
@@ -225,7 +199,7 @@ class _Pruning:
         from edgeprune.keras import pruning, quantization_pruning, training
 
         self.state, self.options, self.model, self.given = state, options, model, given
-        self.pattern, self.ramp = _pattern(self.given), _ramp(self.given)
+        self.pattern, self.ramp = pruning.pattern_of(given), pruning.ramp_of(given)
         if "clustering" in state.facts and options.preserve_clusters:
             raise RecipeError(
                 f"stages.{state.label}.prune would take weights out of the clusters that an earlier stage has made. Prune before "
@@ -261,7 +235,7 @@ class _Pruning:
         return state.add(
             files={"masks": pruning.save_masks({**earlier, **masks}, state.workspace / "masks.npz")},
             pruning={"layers": {**entries, **kept}},
-            history={state.label: {"epochs": history, "schedule": _curve(schedule, self.options.epochs)}},
+            history={state.label: {"epochs": history, "schedule": pruning.curve(schedule, self.options.epochs)}},
             quantization={"pruned_while_training": {"layers": len(masks), **({"control": control} if control else {})}},
             notes=[
                 *(f"{plan.name} is not pruned: {plan.reason}" for plan in self.plans if plan.left_alone),
@@ -323,31 +297,9 @@ def _carried(plans: list[Any], layers: Any) -> list[Any]:
     ]
 
 
-def _pattern(given: Prune) -> Any:
-    from edgeprune.keras.pruning import Pattern
-
-    n, m = map(int, given.pattern.split(":"))
-    return Pattern(given.granularity, (given.block[0], given.block[1]), n=n, m=m)
-
-
-def _ramp(given: Prune) -> Any:
-    from edgeprune.keras.pruning import Ramp
-
-    n, m = map(int, given.pattern.split(":"))
-    nm = given.granularity == "n:m"
-    final = (m - n) / m if nm else given.final
-    schedule = "steps" if nm else given.schedule
-    return Ramp(schedule, given.initial, final, given.begin, given.end, given.power, given.frequency)
-
-
 def _zeros(masks: Mapping[str, Any]) -> float:
     """Share of zeros over all masks, 0..1."""
     return 1.0 - sum(int(mask.sum()) for mask in masks.values()) / sum(mask.size for mask in masks.values())
-
-
-def _curve(schedule: Any, epochs: int, points: int = 200) -> list[dict[str, float]]:
-    """The schedule over the stage's epochs, for the picture."""
-    return [{"epoch": epochs * i / points, "sparsity": schedule(i / points)} for i in range(points + 1)]
 
 
 def _control_words(state: State, control: Mapping[str, Any]) -> str:

@@ -9,153 +9,28 @@ was killed goes on in the epoch that it was in.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
-from pydantic import BeforeValidator, Field, WithJsonSchema, field_validator, model_validator
 
-from edgeprune import files, forecast, registry, sensitivity_ratios, shrinking
-from edgeprune import progress as progresses
+from edgeprune import files, forecast, registry, shrinking
 from edgeprune import target as targets
 from edgeprune.errors import CutError, DeviceError, RecipeError, TargetError
 from edgeprune.pipeline import State
-from edgeprune.recipe import FitOptions
+from edgeprune.progress import Shifted
 from edgeprune.report_time import milliseconds
 from edgeprune.report_view import big
+from edgeprune.shrink_options import AIMS, Options
 from edgeprune.target import Target
 
+__all__ = ["Options", "check", "run"]
+
 MODEL, RECORD = "model.keras", "record.json"
-AIMS = {"macs": "macs", "params": "params", "latency": "latency_ms", "latency_ms": "latency_ms"}  # option -> cost
 SAMPLES_PER_BATCH = 32  # small batches, so that squares of gradients are nearly those of single samples
-
-
-def _leaves_something(given: Any) -> Any:
-    """Refuse a share of 1 or more in words that say what would work."""
-    if isinstance(given, (int, float)) and not isinstance(given, bool) and given >= 1:
-        raise ValueError(
-            "that would leave nothing of a layer; give the share that goes, from 0 to below 1 (0.5 removes half of the channels)"
-        )
-    return given
-
-
-Ratio = Annotated[float, BeforeValidator(_leaves_something), Field(ge=0, lt=1)]
-Share = Annotated[float, Field(gt=0, le=1)]
-Step = Annotated[int, Field(ge=1)]
-Floor = Annotated[int, Field(ge=1)] | Annotated[float, Field(ge=0, le=1)]
-
-
-def _read_ratios(given: Any) -> Any:
-    """The mapping that a file holds; anything else as it is."""
-    try:
-        return sensitivity_ratios.read(given) if isinstance(given, str) else given
-    except RecipeError as error:
-        raise ValueError(str(error)) from error
-
-
-_RATIO = {"type": "number", "minimum": 0, "exclusiveMaximum": 1}
-Ratios = Annotated[
-    dict[str, Ratio],
-    BeforeValidator(_read_ratios),
-    WithJsonSchema({"anyOf": [{"type": "object", "additionalProperties": _RATIO}, {"type": "string"}]}),
-]
-
-
-class Options(FitOptions):
-    """Options of the shrink stage."""
-
-    criterion: str = Field("taylor", description="what a channel is worth: a name of `edgeprune list criteria`")
-    ratio: Ratio | None = Field(
-        None,
-        description="share of every group's units that goes, 0..1; null: what another aim asks for (`macs`, `params`, `latency`, "
-        "`latency_ms`), else 0.5",
-    )
-    macs: Share | None = Field(
-        None, description="instead of ratio: share of the multiply-accumulates that stays at most, 0..1"
-    )
-    params: Share | None = Field(None, description="instead of ratio: share of the parameters that stays at most, 0..1")
-    latency: Share | None = Field(
-        None, description="instead of ratio: share of the latency predicted for the target that stays at most, 0..1"
-    )
-    latency_ms: float | None = Field(
-        None, gt=0, description="instead of ratio: latency predicted for the target, at most, ms"
-    )
-    zeros: bool = Field(
-        False,
-        description="instead of ratio: the units go whose kernels are all zero (or behind which a BatchNormalization's scale is), as "
-        "penalties and gates leave them",
-    )
-    scope: Literal["layer", "network", "isomorphic"] | list[str] = Field(
-        "layer",
-        description="what is ranked together: every group for itself, all, groups that are built alike, or those that a regular "
-        "expression matches",
-    )
-    ratios: Ratios = Field(
-        {},
-        description="name or regular expression of groups -> a ratio of their own, 0..1; or a file of them, as `edgeprune sensitivity` "
-        "writes it (ratios.yaml)",
-    )
-    floors: Floor | dict[str, Floor] | None = Field(
-        None, description="what every group keeps at least: a share (0.25) or a count of units (4); or names -> either"
-    )
-    multiples: Step | dict[str, Step] | None = Field(
-        None,
-        description="the channels that stay are a multiple of this; or names -> multiples; null (and for names that are not "
-        "given): the target's; 1: any count",
-    )
-    include: str = Field(".*", description="regular expression: only groups or layers whose whole name matches")
-    exclude: str | None = Field(None, description="regular expression: no group or layer whose whole name matches")
-    blocks: int = Field(
-        0, ge=0, le=1000, description="whole branches of additions to remove first, those of the lowest mean score"
-    )
-    rounds: int = Field(1, ge=1, le=100, description="how often to score, cut and fine-tune; each keeps the same share")
-    samples: int = Field(512, ge=1, description="training samples that the criterion's signals are collected on")
-    normalise: Literal["sum", "mean", "max", "l2"] | None = Field(
-        "mean", description="what a kernel's scores are divided by before kernels are compared; null: nothing"
-    )
-    aggregate: Literal["mean", "sum", "max"] = Field(
-        "mean", description="of the scores of the kernels that lose a unit together"
-    )
-    consumers: bool = Field(
-        False, description="whether the kernels that read a channel have a say too, not only those that make it"
-    )
-    epochs: int = Field(8, ge=0, le=10_000, description="passes over the training split, shared by the rounds")
-
-    @field_validator("criterion")
-    @classmethod
-    def _known(cls, criterion: str) -> str:
-        known = registry.names("criteria")
-        if criterion not in known:
-            raise ValueError(
-                f"there is no such criterion.{registry.suggestion(criterion, known)} Known: {', '.join(known)}"
-            )
-        return criterion
-
-    @field_validator("include", "exclude", "scope", "ratios", "floors", "multiples")
-    @classmethod
-    def _compiles(cls, value: Any) -> Any:
-        words = [value] if isinstance(value, str) else value if isinstance(value, (list, dict)) else []
-        for expression in words:
-            try:
-                re.compile(expression)
-            except re.error as error:
-                raise ValueError(f"'{expression}' is not a regular expression: {error}") from error
-        return value
-
-    @model_validator(mode="after")
-    def _one_aim(self) -> Options:
-        given = [name for name in ("ratio", *AIMS) if getattr(self, name) is not None] + ["zeros"] * self.zeros
-        if len(given) > 1:
-            raise ValueError(f"give one of ratio, {', '.join([*AIMS])} and zeros, not {' and '.join(given)}")
-        if self.zeros and self.rounds > 1:
-            raise ValueError("units that are zero go at once: leave rounds at 1")
-        if 0 < self.epochs < self.rounds:
-            raise ValueError(f"{self.epochs} epochs cannot be shared by {self.rounds} rounds: give one per round, or 0")
-        return self
 
 
 def check(label: str, options: Options, target: Target) -> None:
@@ -260,7 +135,7 @@ def _smaller(
     scores = {name: scores.get(name, np.zeros(groups[name].units)) for name in units}  # a last unit has no score
     ratio, cut = _chosen(state, options, meter, units, scores, uncut, number / options.rounds)
     small = surgery.shrink(model, cut) if cut else model
-    entries = [_entry(group, whole[group.name], cut, scores) for group in meter.coupling.groups]
+    entries = [shrinking.entry(group, whole[group.name], cut, scores) for group in meter.coupling.groups]
     if options.zeros:
         _tell_constants(model, scores, entries)
     record = {"uncut": uncut, "left": meter(cut)._asdict(), "units": units, "ratio": ratio, "blocks": blocks}
@@ -402,22 +277,6 @@ def _nothing_pays(state: State, options: Options, meter: Any, units: Mapping[str
     return options.multiples is None and all(count * steps[name] <= least for name, count in units.items())
 
 
-def _entry(group: Any, why: str | None, cut: Mapping[str, Any], scores: Mapping[str, Any]) -> dict[str, Any]:
-    """What the round did to a group."""
-    kept = cut.get(group.name)
-    total = float(scores[group.name].sum()) if group.name in scores else 0.0
-    return {
-        "name": group.name,
-        "layers": list(dict.fromkeys(member.layer for member in group.producers)),
-        "step": group.step,
-        "units_before": group.units,
-        "units_after": group.units if kept is None else len(kept),
-        "score_kept": 1.0 if kept is None or not total else float(scores[group.name][kept].sum()) / total,
-        "reason": why,
-        "inexact": list(group.inexact) if kept is not None else [],
-    }
-
-
 def _tell_constants(model: Any, scores: Mapping[str, Any], entries: list[dict[str, Any]]) -> None:
     """Where a unit without weights has a bias or an offset, its constant goes with it: into the entries."""
     from edgeprune.keras import coupled
@@ -454,19 +313,9 @@ def _fit(state: State, options: Options, folder: Path, model: Any, done: int) ->
     number = int(folder.name.rpartition("-")[2])
     epochs = options.epochs * number // options.rounds - options.epochs * (number - 1) // options.rounds
     goal = training.objective(model, state.run.data.tasks)
-    shown = _Shifted(state.run.progress, done, options.epochs)
+    shown = Shifted(state.run.progress, done, options.epochs)
     inner = replace(state, workspace=folder, run=replace(state.run, progress=shown))
     return training.fit(model, inner, options.model_copy(update={"epochs": epochs}), goal)
-
-
-class _Shifted(progresses.Silent):
-    """Tells the epochs of one round as a part of all."""
-
-    def __init__(self, inner: progresses.Progress, before: int, total: int) -> None:
-        self.inner, self.before, self.total = inner, before, total
-
-    def step(self, done: float, total: float, unit: str, **values: float) -> None:
-        self.inner.step(self.before + done, self.total, unit, **values)
 
 
 # What is told

@@ -88,10 +88,10 @@ def _plans(state: State, options: Options, model: Any) -> list[Any]:
         RecipeError: nothing is left to prune.
     """
     from edgeprune import scoring
-    from edgeprune.keras import pruning, sparse_rounds, sparse_scores
+    from edgeprune.keras import pruning, sparse_scores
 
     wanted = {*scoring.needed(options.criterion), *(["gradients"] if options.grow == "gradient" else [])}
-    plans = pruning.plan(model, sparse_rounds.pattern(options), options.include, options.exclude)
+    plans = pruning.plan(model, pruning.pattern_of(options), options.include, options.exclude)
     plans = sparse_scores.scorable(model, plans, wanted)
     if not any(plan.prunable for plan in plans):
         why = "; ".join(f"{plan.name}: {plan.reason}" for plan in plans) or "it has no layer with weights"

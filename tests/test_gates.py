@@ -10,7 +10,18 @@ from keras_models import assert_identical, cnn, dense, keras, layers, shaken, we
 
 from edgeprune import channels, forecast, masks, registry, target
 from edgeprune.granularity import weight
-from edgeprune.keras import channel_graph, costs, gate_costs, gated, graph, kernels, pruning, surgery, tf
+from edgeprune.keras import (
+    channel_graph,
+    costs,
+    gate_costs,
+    gate_variables,
+    gated,
+    graph,
+    kernels,
+    pruning,
+    surgery,
+    tf,
+)
 from edgeprune.keras.gates import (
     Moment,
     attention,
@@ -186,11 +197,11 @@ def test_a_gate_learns_so_many_times_as_fast():
         for rate in (1.0, 5.0):
             variable, optimizer = tf.Variable([1.0 / rate]), make(0.01)
             with tf.GradientTape() as tape:
-                value = gated.rated(variable, rate)
+                value = gate_variables.rated(variable, rate)
                 loss = tf.reduce_sum(3.0 * value)
             optimizer.apply_gradients([(tape.gradient(loss, variable), variable)])
             assert float(value[0]) == pytest.approx(1.0)
-            moves.append(float(gated.rated(variable, rate)[0]) - 1.0)
+            moves.append(float(gate_variables.rated(variable, rate)[0]) - 1.0)
         assert moves[1] == pytest.approx(5.0 * moves[0], rel=1e-4)
 
 
@@ -264,7 +275,7 @@ def closed(made, share=0.5, seed=0):
     random = np.random.Generator(np.random.PCG64(seed))
     cut = {}
     for name, gates in made.gates.items():
-        count = len(gates._ones)
+        count = len(gates.ones)
         order = random.permutation(count)
         kept = np.sort(order[: max(1, round(count * share))])
         log_alpha = np.full(count, -5.0)

@@ -301,7 +301,7 @@ def test_the_stage_trains_prunes_and_tells(tmp_path, words, pattern):
 
 @pytest.mark.parametrize("key", ["include", "exclude"])
 def test_a_broken_regular_expression_is_a_recipe_error(key):
-    with pytest.raises(RecipeError, match=rf"stages\.prune\.{key}: got '\(conv'; not a regular expression"):
+    with pytest.raises(RecipeError, match=rf"stages\.prune\.{key}: got '\(conv'; '\(conv' is not a regular expression"):
         recipe.parse({"stages": {"prune": {key: "(conv"}}}, "mine.yaml")
 
 

@@ -215,7 +215,9 @@ class Channels:
             "ratio": ratio,
             "uncut": self.meter({})._asdict(),
             "left": self._cost(cut)._asdict(),
-            "groups": [self._entry(group, scores, cut) for group in self.meter.coupling.groups],
+            "groups": [
+                shrinking.entry(group, self.whole[group.name], cut, scores) for group in self.meter.coupling.groups
+            ],
         }
         return Settled(small, None, facts)
 
@@ -259,21 +261,6 @@ class Channels:
             multiples=multiples,
             steps={group.name: group.step for group in groups},
         )
-
-    def _entry(self, group: Any, scores: Mapping[str, np.ndarray], cut: Mapping[str, Any]) -> dict[str, Any]:
-        """What becomes of a group, as the report's ``shrink`` block has it."""
-        kept = cut.get(group.name)
-        total = float(scores[group.name].sum()) if group.name in scores else 0.0
-        return {
-            "name": group.name,
-            "layers": list(dict.fromkeys(member.layer for member in group.producers)),
-            "step": group.step,
-            "units_before": group.units,
-            "units_after": group.units if kept is None else len(kept),
-            "score_kept": 1.0 if kept is None or not total else float(scores[group.name][kept].sum()) / total,
-            "reason": self.whole[group.name],
-            "inexact": list(group.inexact) if kept is not None else [],
-        }
 
 
 def plans(model: Any, options: Options) -> list[pruning.LayerPlan]:

@@ -19,6 +19,7 @@ from edgeprune import files, schedules
 from edgeprune.errors import RecipeError
 from edgeprune.keras import graph, keras, kernels, tfmot
 from edgeprune.keras.pruning_wrappers import BlockPruned, KernelsPruned, RampedNM, StepSchedule
+from edgeprune.option_types import n_of_m
 from edgeprune.pipeline import State
 
 UPDATES = (
@@ -64,6 +65,26 @@ class Ramp(NamedTuple):
     end: float
     power: float = 3.0
     frequency: int | None = None
+
+
+def pattern_of(options: Any) -> Pattern:
+    """The pattern that a stage's options ask for: their ``granularity``, ``block``, ``pattern`` and, where there is one, ``pooling``."""
+    n, m = n_of_m(options.pattern)
+    return Pattern(options.granularity, tuple(options.block), getattr(options, "pooling", Pattern().pooling), n, m)
+
+
+def ramp_of(options: Any, gradual: bool = True) -> Ramp:
+    """The ramp that a stage's options ask for.
+
+    Args:
+        options: with the fields of `Ramp`, a ``granularity`` and a ``pattern``.
+        gradual: for n:m: one more zero per block at a time, not all at once.
+    """
+    rest = (options.begin, options.end, options.power, options.frequency)
+    if options.granularity != "n:m":
+        return Ramp(options.schedule, options.initial, options.final, *rest)
+    n, m = n_of_m(options.pattern)
+    return Ramp("steps" if gradual else "constant", options.initial, (m - n) / m, *rest)
 
 
 class LayerPlan(NamedTuple):
@@ -225,6 +246,11 @@ def schedule_function(ramp: Ramp, pattern: Pattern) -> schedules.Schedule:
     if ramp.schedule == "constant":
         return schedules.constant(ramp.final, ramp.begin)
     return schedules.polynomial(ramp.initial, ramp.final, ramp.begin, ramp.end, ramp.power)
+
+
+def curve(schedule: schedules.Schedule, epochs: int, points: int = 200) -> list[dict[str, float]]:
+    """A schedule over a stage's epochs, for the picture."""
+    return [{"epoch": epochs * i / points, "sparsity": schedule(i / points)} for i in range(points + 1)]
 
 
 def masks(model: Any) -> dict[str, np.ndarray]:

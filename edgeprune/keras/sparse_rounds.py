@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from edgeprune import files, metrics, scoring, sparsifying
-from edgeprune import progress as progresses
 from edgeprune.keras import graph, intake, pruning, training
 from edgeprune.keras.sparse_scores import BLIND, Scores
 from edgeprune.keras.sparse_training import Mask, Sparse, Updates, batches, redrawn
@@ -34,7 +33,9 @@ from edgeprune.keras.sparse_updates import (
     restore,
     seed_of,
 )
+from edgeprune.option_types import n_of_m
 from edgeprune.pipeline import State
+from edgeprune.progress import Shifted
 from edgeprune.sparsify_options import Adapt, Options
 from edgeprune.sparsifying import Ramp, Rule
 
@@ -172,7 +173,7 @@ class Rounds:
         return Rule(options.criterion, *how)
 
     def pattern(self) -> pruning.Pattern:
-        return pattern(self.options)
+        return pruning.pattern_of(self.options)
 
     def seed(self, *words: object) -> int:
         """Of whatever the words tell apart in this stage."""
@@ -263,7 +264,7 @@ class Rounds:
         due, decide = self._updates(sparse, one, epochs)
         updates = Updates(due, decide)
         options, behind = self._fit_options(epochs)
-        shown = _Shifted(self.state.run.progress, done, self.options.epochs)
+        shown = Shifted(self.state.run.progress, done, self.options.epochs)
         inner = replace(self.state, workspace=one.folder, run=replace(self.state.run, progress=shown))
         goal, ramp = training.objective(sparse.model, self.state.run.data.tasks), ramp_of(self.options, one.number)
         found = training.fit(sparse.model, inner, options, goal, [updates], ramp.function(), updates.room, behind)
@@ -311,15 +312,9 @@ class Rounds:
         return self.options.model_copy(update={"epochs": epochs, **words}), float(early["share"])
 
 
-def pattern(options: Options) -> pruning.Pattern:
-    """What lives or dies together, as plans and reports say it."""
-    n, m = map(int, options.pattern.split(":"))
-    return pruning.Pattern(options.granularity, (options.block[0], options.block[1]), n=n, m=m)
-
-
 def ramp_of(options: Options, number: int) -> Ramp:
     """How sparsity rises within a round."""
-    n, m = map(int, options.pattern.split(":"))
+    n, m = n_of_m(options.pattern)
     zeros, of = (m - n, m) if options.granularity == "n:m" else (0, 0)
     before, after = (sparsifying.reached(options.sparsity, k / options.rounds) for k in (number - 1, number))
     initial = max(options.initial, before) if number > 1 else options.initial
@@ -333,13 +328,3 @@ def share_of(epochs: int, number: int, rounds: int) -> int:
     [3, 3, 4]
     """
     return epochs * number // rounds - epochs * (number - 1) // rounds
-
-
-class _Shifted(progresses.Silent):
-    """Tells the epochs of one round as a part of all."""
-
-    def __init__(self, inner: progresses.Progress, before: int, total: int) -> None:
-        self.inner, self.before, self.total = inner, before, total
-
-    def step(self, done: float, total: float, unit: str, **values: float) -> None:
-        self.inner.step(self.before + done, self.total, unit, **values)

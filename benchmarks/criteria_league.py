@@ -295,7 +295,7 @@ class _Vessel:
         model: of these shapes; not changed.
         epochs: of one tuning.
         """
-        from edgeprune.keras import keras, tf, training
+        from edgeprune.keras import keras, statistics, tf, training
 
         self.steps = training.steps_per_epoch(samples.train, TUNE)
         self.epochs, self.masks = epochs, {}
@@ -306,6 +306,7 @@ class _Vessel:
         self.model.compile(self.optimizer, loss, steps_per_execution=min(training.STEPS_PER_CALL, self.steps))
         self.optimizer.build(self.model.trainable_variables)
         self.fresh = [variable.numpy() for variable in self.optimizer.variables]
+        self.settle = statistics.Statistics(self.model)
         self.outputs = tf.function(lambda x: self.model(x, training=False), reduce_retracing=True)
 
     def _copied(self, layer: Any) -> Any:
@@ -315,7 +316,7 @@ class _Vessel:
         fresh = type(layer).from_config(layer.get_config())
         if hasattr(layer, "kernel"):
             self.masks[layer.name] = mask = tf.Variable(tf.ones(layer.kernel.shape), trainable=False)
-            fresh.kernel_constraint = lambda kernel: kernel * mask
+            fresh.kernel_constraint = _multiplied(mask)
         return fresh
 
     def pour(self, model: Any, keep: Mapping[str, Any] | None = None) -> None:
@@ -327,17 +328,31 @@ class _Vessel:
             kernel.assign(kernel * mask)
 
     def tune(self, samples: data.Data, seed: int) -> None:
-        """Train for the epochs of one tuning, with an optimizer that knows of no earlier one."""
-        from edgeprune.keras import feeding
+        """Train for the epochs of one tuning, with an optimizer that knows of no earlier one, and settle before and after."""
+        from edgeprune.keras import feeding, statistics
 
+        inputs = [x for x, _ in feeding.ordered(samples.train, statistics.BATCH)]
+        self.settle(inputs)
         for variable, value in zip(self.optimizer.variables, self.fresh, strict=True):
             variable.assign(value)
         batches = feeding.training(samples.train, TUNE.batch_size, seed, 0, self.epochs)
         self.model.fit(batches, epochs=self.epochs, steps_per_epoch=self.steps, verbose=0)
+        self.settle(inputs)
 
     def accuracy(self, samples: data.Data) -> float:
         found = np.concatenate([self.outputs(x).numpy().argmax(axis=-1) for x, _ in _test_batches(samples)])
         return round(float(np.mean(found == samples.test.labels().reshape(-1))), 5)
+
+
+def _multiplied(mask: Any) -> Any:
+    """A constraint that multiplies a kernel with a mask."""
+    from edgeprune.keras import keras
+
+    class Multiplied(keras.constraints.Constraint):
+        def __call__(self, kernel: Any) -> Any:
+            return kernel * mask
+
+    return Multiplied()
 
 
 _vessels: dict[tuple[str, int], _Vessel] = {}
@@ -408,7 +423,7 @@ def _opened(path: Path) -> dict[str, Any]:
         "networks": {name: network._asdict() for name, network in NETWORKS.items()},
         "aims": {"channels": list(RATIOS), "weights": list(ZEROS)},
         "rounds": ROUNDS,
-        "fine_tuning": {**TUNE.model_dump(), "epochs": EPOCHS},
+        "fine_tuning": {**TUNE.model_dump(exclude_unset=True), "epochs": EPOCHS},
         "signal_samples": SIGNAL_SAMPLES,
         "int8_bytes": "quantized after training, converted once for all cells with the same shapes of weights",
         "versions": {name: metadata.version(name) for name in ("edgeprune", "tensorflow", "tf_keras", "numpy")},

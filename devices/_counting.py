@@ -15,8 +15,8 @@ for the model of latency to say; the cache model here tells it how much crosses 
 
 from __future__ import annotations
 
+import hashlib
 import json
-import shutil
 import tempfile
 import time
 from collections import defaultdict
@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from edgeprune import tflite
+from edgeprune import cache, files, tflite
 from edgeprune.devices import _cores, _count_probe, _emulator, _llvm, _mca, _plugin, _probe, _qemu, _wheels, qemu
 from edgeprune.devices._session import read_model, start
 from edgeprune.errors import DeviceError
@@ -36,6 +36,8 @@ WARMUPS = 2  # the first invocation lays out what the kernels keep; the second f
 WHOLE = 0  # label of the whole model; its parts follow
 TIMEOUT_S = 1800.0
 SEED = "0"  # of the guest's random numbers
+# Left without Python's tidying up, which takes the emulator as long as a small model's inference.
+SCRIPT = "import os, sys, _count_probe; os._exit(_count_probe.main(sys.argv[1:]))"
 
 Resolver = Literal["default", "without_delegates", "reference"]
 
@@ -253,21 +255,37 @@ def _run(
     core = _cores.find(job.target.cpu.core)
     _cores.lay_system_files(folder / "root", installation.folder / "root", core, job.target.cpu)
     launcher = installation.launcher(str(job.target.emulate.cpu), job.runtime)
-    packages = {"runtime": f"{job.runtime}-{installation.runtimes[job.runtime]}", "numpy": _wheels.NUMPY.folder}
+    runtime = f"{job.runtime}-{installation.runtimes[job.runtime]}"
+    packages = {
+        name: installation.folder / "packages" / package
+        for name, package in (("runtime", runtime), ("numpy", _wheels.NUMPY.folder))
+    }
+    packages["scripts"] = _scripts()
     for name, package in packages.items():
-        (folder / name).symlink_to(installation.folder / "packages" / package)
-    for script in (_probe, _count_probe):
-        shutil.copy(str(script.__file__), folder)
+        (folder / name).symlink_to(package)
     _write_request(folder, job, content, parts)
     plugin = _plugin.option(_plugin.build(), "blocks.txt", _cache_sizes(job) if job.caches else {})
     command = [*_qemu.command(installation.folder), "-cpu", str(job.target.emulate.cpu), "-seed", SEED, "-L", "root"]
-    command += ["-plugin", plugin, f"root/{installation.python}", "-S", "-s", "_count_probe.py", "request.json"]
+    command += ["-plugin", plugin, f"root/{installation.python}", "-S", "-s", "-c", SCRIPT, "request.json"]
     environment = {**launcher.environment, "PYTHONPATH": ":".join(packages)}
     with start(command, environment, folder, "words.txt") as child:
         reply = child.answer(job.timeout_s)
         child.process.wait(job.timeout_s)
     with (folder / "blocks.txt").open(encoding="ascii") as stream:
         return reply, _plugin.read(stream)
+
+
+def _scripts() -> Path:
+    """The folder of both scripts in the cache, where the guest's Python finds what it compiled of them the last time."""
+    contents = {
+        Path(str(script.__file__)).name: Path(str(script.__file__)).read_bytes() for script in (_probe, _count_probe)
+    }
+    folder = cache.folder("probe", hashlib.sha256(b"".join(contents.values())).hexdigest()[:16])
+    with cache.writing("probe", folder):
+        for name, content in contents.items():
+            if not (folder / name).exists():
+                files.write_bytes_atomic(folder / name, content)
+    return folder
 
 
 def _write_request(folder: Path, job: _Job, content: bytes, parts: Sequence[Part]) -> None:

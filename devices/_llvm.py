@@ -6,6 +6,7 @@ cycles on every host. Version 14 is in the Debian and Ubuntu releases that the e
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import shutil
@@ -75,14 +76,24 @@ def keep_only_needed(folder: Path) -> None:
 
 
 def _checked(starts: list[tuple[str, ...]], source: str) -> Llvm | None:
-    versions = {_version(start) for start in starts}
+    versions = {_version(start, _changed(start[-1])) for start in starts}
     version = versions.pop()
     if versions or version is None or not version.startswith(f"{VERSION}."):
         return None
     return Llvm(starts[0], starts[1], version, source)
 
 
-def _version(start: tuple[str, ...]) -> str | None:
+def _changed(program: str) -> int:
+    """When the program was written; 0 where it is not there."""
+    try:
+        return Path(program).stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
+@functools.lru_cache(maxsize=16)
+def _version(start: tuple[str, ...], changed: int) -> str | None:
+    """What ``--version`` says; the program is asked again when it has ``changed``."""
     try:
         finished = subprocess.run(
             [*start, "--version"], capture_output=True, text=True, check=True, timeout=60, env=SILENT

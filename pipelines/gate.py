@@ -127,18 +127,22 @@ def _settled(state: State, options: Options, model: Any, kind: Any, work: Any) -
 
 def _tuned(state: State, options: Options, settled: Path) -> Path:
     """Train what is left; the folder of what became of it."""
-    from edgeprune.keras import gate_work, graph, intake, pruning, training
+    from edgeprune.keras import gate_work, graph, intake, pruning, statistics, training
 
     made = state.workspace / "tuned"
     if made.exists():
         return made
     model = intake.load_own(settled / MODEL)
+    statistics.settle(model, state.run.data.train)  # what the gates closed is gone at once
     if (settled / MASKS).exists():
         gate_work.hold(model, pruning.load_masks(settled / MASKS))
     inner, words = _part(state, options, "tuning", options.gated_epochs, options.epochs - options.gated_epochs)
     epochs = training.fit(model, inner, words, training.objective(model, state.run.data.tasks))
+    tuned = graph.rebuild(model)
+    if epochs:
+        statistics.settle(tuned, state.run.data.train)
     with files.temporary_folder(made) as temporary:
-        intake.save(graph.rebuild(model), temporary / MODEL)
+        intake.save(tuned, temporary / MODEL)
         (temporary / RECORD).write_text(json.dumps(epochs), encoding="utf-8")
     return made
 

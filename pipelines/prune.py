@@ -56,7 +56,7 @@ class Options(FitOptions):
 
 def run(state: State, options: Options) -> State:
     """Wrap, fit, strip."""
-    from edgeprune.keras import intake, program, pruning, tfmot, training
+    from edgeprune.keras import intake, program, pruning, statistics, tfmot, training
 
     training.start(state.run.seed)
     model = intake.load_own(state.path("model"))
@@ -71,8 +71,10 @@ def run(state: State, options: Options) -> State:
     goal = training.objective(model, state.run.data.tasks)
     schedule = pruning.schedule_function(ramp, pattern)
     history = training.fit(wrapped, state, options, goal, [tfmot.sparsity.keras.UpdatePruningStep()], schedule)
-    masks = pruning.masks(wrapped)
-    pruned = intake.save(pruning.strip(wrapped), state.workspace / "model.keras")
+    masks, stripped = pruning.masks(wrapped), pruning.strip(wrapped)
+    if history:
+        statistics.settle(stripped, state.run.data.train)
+    pruned = intake.save(stripped, state.workspace / "model.keras")
     left = [f"{plan.name} is not pruned: {plan.reason}" for plan in plans if plan.left_alone]
     partly = [f"{plan.name}'s {reason}; this kernel is not pruned" for plan in plans for reason in plan.left]
     return state.add(

@@ -130,7 +130,7 @@ def _trained(
         given: the model's file.
         kept: masks that hold while it is trained; None: nothing does.
     """
-    from edgeprune.keras import constraints, graph, intake, kernels, training
+    from edgeprune.keras import constraints, graph, intake, kernels, statistics, training
 
     folder, made = state.workspace / name, state.workspace / name / "done"
     folder.mkdir(exist_ok=True)
@@ -148,8 +148,11 @@ def _trained(
                 constraints.hold(kernels.find(model, key), mask)
             goal = training.objective(model, state.run.data.tasks)
             epochs = training.fit(model, inner, options.model_copy(update=own), goal)
+        trained = graph.rebuild(model)
+        if epochs:
+            statistics.settle(trained, state.run.data.train)
         with files.temporary_folder(made) as temporary:
-            intake.save(graph.rebuild(model), temporary / MODEL)
+            intake.save(trained, temporary / MODEL)
             (temporary / RECORD).write_text(json.dumps(epochs), encoding="utf-8")
     found = json.loads((made / RECORD).read_text(encoding="utf-8"))
     history += [{**epoch, "epoch": len(history) + place} for place, epoch in enumerate(found, 1)]

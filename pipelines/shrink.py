@@ -308,14 +308,19 @@ def _tuned(state: State, options: Options, folder: Path, history: list[dict[str,
 
 def _fit(state: State, options: Options, folder: Path, model: Any, done: int) -> list[dict[str, Any]]:
     """Train the cut model for its round's share of the epochs."""
-    from edgeprune.keras import training
+    from edgeprune.keras import statistics, training
 
     number = int(folder.name.rpartition("-")[2])
     epochs = options.epochs * number // options.rounds - options.epochs * (number - 1) // options.rounds
     goal = training.objective(model, state.run.data.tasks)
     shown = Shifted(state.run.progress, done, options.epochs)
     inner = replace(state, workspace=folder, run=replace(state.run, progress=shown))
-    return training.fit(model, inner, options.model_copy(update={"epochs": epochs}), goal)
+    if not epochs:
+        return []
+    statistics.settle(model, state.run.data.train)  # the channels that stay are added up to other sums
+    history = training.fit(model, inner, options.model_copy(update={"epochs": epochs}), goal)
+    statistics.settle(model, state.run.data.train)
+    return history
 
 
 # What is told

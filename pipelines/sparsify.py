@@ -188,7 +188,7 @@ def _summary(plans: list[Any], masks: Mapping[str, Any], facts: Mapping[str, Any
 
 def _silenced(state: State, options: Options) -> State:
     """Silence channels while the model trains; a shrink stage removes them."""
-    from edgeprune.keras import graph, intake, sparse_rounds, sparse_training, training
+    from edgeprune.keras import graph, intake, sparse_rounds, sparse_training, statistics, training
     from edgeprune.keras.sparse_channels import Silencing
 
     data = state.run.data
@@ -210,7 +210,10 @@ def _silenced(state: State, options: Options) -> State:
     updates = sparse_training.Updates(due, silence)
     history = training.fit(model, state, options, goal, [updates], ramp, updates.room)
     silence(due[-1])  # what was silenced there has been free since
-    made = intake.save(graph.rebuild(model), state.workspace / "model.keras")
+    trained = graph.rebuild(model)
+    if history:
+        statistics.settle(trained, data.train)
+    made = intake.save(trained, state.workspace / "model.keras")
     return state.add(
         files={"model": made, **({"float": made} if _first(state, history) else {})},
         history={state.label: {"epochs": history, "schedule": _curve(options)}},

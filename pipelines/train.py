@@ -37,7 +37,7 @@ class Options(FitOptions):
 
 def run(state: State, options: Options) -> State:
     """Fit when asked, then keep the result as the float reference."""
-    from edgeprune.keras import intake, program, training
+    from edgeprune.keras import intake, program, statistics, training
 
     training.start(state.run.seed)
     model = intake.load_own(state.path("model"))
@@ -52,6 +52,7 @@ def run(state: State, options: Options) -> State:
         _check_teacher(state, options)
         callbacks = _keepers(model, early, kept) if kept else []
         history = training.fit(model, state, options, training.objective(model, state.run.data.tasks), callbacks)
+        statistics.settle(model, state.run.data.train)
     saved = intake.save(model, state.workspace / "model.keras")
     summary = f"{len(history)} epochs, loss {history[-1]['loss']:.4f}" if history else "taken as it is"
     return state.add(

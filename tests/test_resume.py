@@ -88,16 +88,27 @@ def unbroken(home):
     return content, {stage["name"]: stage["seconds"] for stage in report["stages"]}
 
 
-def test_killed_four_times_and_resumed_it_ends_in_the_same_file(home, unbroken):
+KILLS = ((2, "shrink"), (4, "quantize"))  # at a random moment of these stages
+INTERRUPTS = ("stages/3-prune.partial/checkpoint.npz", "stages/5-convert.partial")  # when these are there
+
+
+def test_killed_and_interrupted_and_resumed_it_ends_in_the_same_file(home, unbroken):
+    """A build that is killed in every other stage, and interrupted in the stages between."""
     content, seconds = unbroken
     random = np.random.Generator(np.random.PCG64(0))
-    built = Built(home, "killed")
-    for number, label in ((2, "shrink"), (3, "prune"), (4, "quantize"), (5, "convert")):
+    built = Built(home, "broken")
+    for (number, label), moment in zip(KILLS, INTERRUPTS, strict=True):
         process = built.start()
         built.wait_for(f"stages/{number}-{label}*", process)
         time.sleep(random.uniform(0.0, seconds[label]))
         process.kill()  # SIGKILL, of the process alone: what it has started has to end by itself
         process.communicate()
+        process = built.start()
+        built.wait_for(moment, process)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=30)
+        assert process.returncode == 130
+        assert err == "Interrupted; resume with: edgeprune build --resume --out broken\n"
     assert built.finish() == content
     left = {
         path.name
@@ -105,19 +116,3 @@ def test_killed_four_times_and_resumed_it_ends_in_the_same_file(home, unbroken):
         if path.name.endswith(".partial") or path.name.startswith(".edgeprune-")
     }
     assert left == set()
-
-
-def test_interrupted_it_says_how_to_go_on_and_does(home, unbroken):
-    built = Built(home, "interrupted")
-    for moment in (
-        "stages/2-shrink.partial/round-2/checkpoint.npz",
-        "stages/3-prune.partial/checkpoint.npz",
-        "stages/5-convert.partial",
-    ):
-        process = built.start()
-        built.wait_for(moment, process)
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=30)
-        assert process.returncode == 130
-        assert err == "Interrupted; resume with: edgeprune build --resume --out interrupted\n"
-    assert built.finish() == unbroken[0]

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from edgeprune import files, metrics, scoring, sparsifying
-from edgeprune.keras import graph, intake, pruning, training
+from edgeprune.keras import graph, intake, pruning, statistics, training
 from edgeprune.keras.sparse_scores import BLIND, Scores
 from edgeprune.keras.sparse_training import Mask, Sparse, Updates, batches, redrawn
 from edgeprune.keras.sparse_updates import (
@@ -127,7 +127,7 @@ class Rounds:
             record = json.loads((made / RECORD).read_text(encoding="utf-8"))
             record["sparsity"] = sparsifying.sparsity_of(sparse.masks())
             with files.temporary_folder(folder) as temporary:
-                self._write(sparse, temporary, {"epochs": epochs, "round": record})
+                self._write(sparse, temporary, {"epochs": epochs, "round": record}, settled=bool(epochs))
         found = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         history += [{**epoch, "epoch": len(history) + place} for place, epoch in enumerate(found["epochs"], 1)]
         record = found["round"]
@@ -148,8 +148,11 @@ class Rounds:
             self._write(sparse, temporary, record)
         return made
 
-    def _write(self, sparse: Sparse, folder: Path, record: Mapping[str, Any]) -> None:
-        intake.save(sparse.strip(), folder / MODEL)
+    def _write(self, sparse: Sparse, folder: Path, record: Mapping[str, Any], settled: bool = False) -> None:
+        model = sparse.strip()
+        if settled:
+            statistics.settle(model, self.state.run.data.train)
+        intake.save(model, folder / MODEL)
         pruning.save_masks(sparse.stored(), folder / MASKS)
         (folder / RECORD).write_text(json.dumps(record), encoding="utf-8")
 

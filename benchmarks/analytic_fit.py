@@ -74,8 +74,8 @@ def _examples(arguments: argparse.Namespace, target: targets.Target) -> dict[str
     found: dict[str, dict[str, list[Example]]] = {}
     for kernels, (package, resolver) in latency_rows.RUNTIMES.items():
         jobs = [latency_counts.Job(path, package, resolver, per_op=True) for path in paths.values()]
-        counted = latency_counts.counts(jobs, arguments.folder / "counts", target, arguments.jobs)
-        for job, counts in zip(jobs, counted, strict=True):
+        counted = latency_counts.taken(jobs, arguments.folder / "counts", target, arguments.jobs)
+        for job, counts in counted:
             precision = job.file.stem.rpartition("-")[2]
             layers = analytic.layers(tflite.read(job.file))
             pairs = zip(layers, counts["ops"], strict=True)

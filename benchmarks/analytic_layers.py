@@ -78,12 +78,15 @@ PYRAMIDS = (
     (96, (16, 48, 96, 160, 320)),
     (80, (8, 64, 128, 240, 512)),
 )  # side and channels; the rarest kind, depthwise stride 2
+NARROW_CHANNELS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14)  # as cuts leave them: fewer than a kernel's tile is wide
+NARROW_STARTS = ((32, 3), (28, 1), (32, 2), (16, 4), (24, 5), (20, 6), (12, 1), (40, 3))
+NARROW_KINDS = {"convolution": 6, "pointwise": 3, "maximum": 3, "scale": 2, "depthwise": 2, "add": 2, "average": 1}
 SQUEEZES = ((64, (8, 24, 40, 88, 160)), (28, (16, 96, 240, 576, 960)))  # side and channels; means that keep their axes
 
 
 def files(folder: Path) -> dict[str, Path]:
     """Make what is missing of ``FOLDER/layers-N-PRECISION.tflite`` and return all of them by name."""
-    seeds = range(len(STARTS) + len(PYRAMIDS) + len(SQUEEZES))
+    seeds = range(len(STARTS) + len(PYRAMIDS) + len(SQUEEZES) + len(NARROW_STARTS))
     wanted = [f"layers-{seed:02}-{precision}" for seed in seeds for precision in PRECISIONS]
     paths = {name: folder / f"{name}.tflite" for name in wanted}
     for seed in seeds:
@@ -96,21 +99,40 @@ def files(folder: Path) -> dict[str, Path]:
 
 
 def chain(seed: int) -> Any:
-    """A tf_keras model of `LENGTH` layers in a row, then the mean over the map, two dense layers and a softmax."""
+    """The tf_keras model of a seed: a row of layers of all kinds, of what is rare among them, or of few channels."""
     from edgeprune.keras import keras
 
-    if seed >= len(STARTS) + len(PYRAMIDS):
-        return _squeezes(*SQUEEZES[seed - len(STARTS) - len(PYRAMIDS)])
-    if seed >= len(STARTS):
-        return _pyramid(*PYRAMIDS[seed - len(STARTS)])
-    random = np.random.default_rng(seed)
-    side, channels = STARTS[seed]
+    random, place = np.random.default_rng(seed), seed
+    if place < len(STARTS):
+        side, channels = STARTS[place]
+        inputs = keras.Input((side, side, channels))
+        x = keras.layers.Conv2D(_channels(random, inputs, 1), 1, padding="same")(inputs)
+        return _classified(inputs, _row(x, random, KINDS), random, 600)
+    place -= len(STARTS)
+    if place < len(PYRAMIDS):
+        return _pyramid(*PYRAMIDS[place])
+    place -= len(PYRAMIDS)
+    if place < len(SQUEEZES):
+        return _squeezes(*SQUEEZES[place])
+    side, channels = NARROW_STARTS[place - len(SQUEEZES)]
     inputs = keras.Input((side, side, channels))
-    x = keras.layers.Conv2D(_channels(random, inputs, 1), 1, padding="same")(inputs)
-    for kind in random.choice(list(KINDS), LENGTH, p=np.array(list(KINDS.values())) / sum(KINDS.values())):
-        x = _layer(str(kind), x, random)
+    x = keras.layers.DepthwiseConv2D(1)(inputs)  # what a Rescaling becomes
+    return _classified(inputs, _row(x, random, NARROW_KINDS, NARROW_CHANNELS), random, 60)
+
+
+def _row(x: Any, random: np.random.Generator, kinds: dict[str, int], among: tuple[int, ...] = CHANNELS) -> Any:
+    """`LENGTH` layers, their kinds drawn by weight."""
+    for kind in random.choice(list(kinds), LENGTH, p=np.array(list(kinds.values())) / sum(kinds.values())):
+        x = _layer(str(kind), x, random, among)
+    return x
+
+
+def _classified(inputs: Any, x: Any, random: np.random.Generator, widest: int) -> Any:
+    """The mean over the map, two dense layers and a softmax."""
+    from edgeprune.keras import keras
+
     x = keras.layers.GlobalAveragePooling2D()(x)
-    x = keras.layers.Dense(int(random.integers(10, 600)), activation="relu")(x)
+    x = keras.layers.Dense(int(random.integers(10, widest)), activation="relu")(x)
     x = keras.layers.Dense(int(random.choice([2, 10, 12, 100, 1000])))(x)
     return keras.Model(inputs, keras.layers.Softmax()(x))
 
@@ -141,19 +163,21 @@ def _squeezes(side: int, channels: tuple[int, ...]) -> Any:
     return keras.Model(inputs, layers.Softmax()(layers.Flatten()(x)))
 
 
-def _layer(kind: str, x: Any, random: np.random.Generator) -> Any:
+def _layer(kind: str, x: Any, random: np.random.Generator, among: tuple[int, ...] = CHANNELS) -> Any:
     """One layer of a kind; its shape is drawn."""
     from edgeprune.keras import keras
 
     layers = keras.layers
     stride = int(random.choice([1, 1, 1, 2])) if x.shape[1] > 6 else 1
     if kind == "pointwise":
-        return layers.ReLU(6.0)(layers.Conv2D(_channels(random, x, 1), 1, padding="same")(x))
+        return layers.ReLU(6.0)(layers.Conv2D(_channels(random, x, 1, among=among), 1, padding="same")(x))
     if kind == "convolution":
         kernel = int(random.choice([3, 3, 3, 5, 7] if x.shape[1] > 7 else [3]))
-        return layers.ReLU()(layers.Conv2D(_channels(random, x, kernel, stride), kernel, stride, padding="same")(x))
-    if kind == "depthwise":
-        kernel = int(random.choice([3, 3, 3, 5] if x.shape[1] > 5 else [3]))
+        return layers.ReLU()(
+            layers.Conv2D(_channels(random, x, kernel, stride, among), kernel, stride, padding="same")(x)
+        )
+    if kind in ("depthwise", "scale"):
+        kernel = 1 if kind == "scale" else int(random.choice([3, 3, 3, 5] if x.shape[1] > 5 else [3]))
         return layers.ReLU(6.0)(layers.DepthwiseConv2D(kernel, stride, padding="same")(x))
     if kind == "add":
         return layers.Add()([x, layers.DepthwiseConv2D(3, padding="same")(x)])
@@ -168,13 +192,15 @@ def _layer(kind: str, x: Any, random: np.random.Generator) -> Any:
         pool = layers.AveragePooling2D if kind == "average" else layers.MaxPooling2D
         return pool(int(random.choice([2, 3])), stride, padding="same")(x)
     if kind == "concatenation":
-        return layers.Concatenate()([x, layers.Conv2D(_channels(random, x, 1), 1)(x)])
+        return layers.Concatenate()([x, layers.Conv2D(_channels(random, x, 1, among=among), 1)(x)])
     if kind == "pad":
-        return layers.Conv2D(_channels(random, x, 3), 3)(layers.ZeroPadding2D(((0, 1), (0, 2)))(x))
+        return layers.Conv2D(_channels(random, x, 3, among=among), 3)(layers.ZeroPadding2D(((0, 1), (0, 2)))(x))
     return layers.Activation("relu" if kind == "relu" else "sigmoid")(layers.DepthwiseConv2D(3, padding="same")(x))
 
 
-def _channels(random: np.random.Generator, x: Any, kernel: int, stride: int = 1) -> int:
+def _channels(
+    random: np.random.Generator, x: Any, kernel: int, stride: int = 1, among: tuple[int, ...] = CHANNELS
+) -> int:
     """Output channels, drawn among those that keep the layer below `MOST_MACS`."""
     each = ceil(x.shape[1] / stride) * ceil(x.shape[2] / stride) * x.shape[-1] * kernel * kernel
-    return int(random.choice([channels for channels in CHANNELS if channels * each <= MOST_MACS] or [8]))
+    return int(random.choice([channels for channels in among if channels * each <= MOST_MACS] or [8]))

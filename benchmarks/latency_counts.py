@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from edgeprune import files
 from edgeprune.devices import _counting
+from edgeprune.errors import ArtefactError
 from edgeprune.target import Target
 
 
@@ -39,6 +40,21 @@ def counts(jobs: Sequence[Job], folder: Path, target: Target, parallel: int = 1)
     folder.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(parallel) as pool:
         return list(pool.map(lambda job: _count(job, folder, target), jobs))
+
+
+def taken(jobs: Sequence[Job], folder: Path, target: Target, parallel: int = 1) -> list[tuple[Job, dict[str, Any]]]:
+    """The jobs that the runtime takes, each with its count; a model that it refuses is named."""
+
+    def count(job: Job) -> tuple[Job, dict[str, Any]] | None:
+        try:
+            return job, _count(job, folder, target)
+        except ArtefactError as error:
+            print(f"left out: {job.package} refuses {job.file.stem}: {error}", flush=True)
+            return None
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor(parallel) as pool:
+        return [found for found in pool.map(count, jobs) if found is not None]
 
 
 def _count(job: Job, folder: Path, target: Target) -> dict[str, Any]:

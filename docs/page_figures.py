@@ -314,12 +314,37 @@ def _analytic(record: Mapping[str, Any]) -> str:
     return table(("kernels", "networks", "mean error of the cycles", "worst"), rows)
 
 
+def _analytic_shrunk(record: Mapping[str, Any]) -> str:
+    """Cycles from shapes against counted ones, of networks that were shrunk."""
+    kernels = list(dict.fromkeys(row["kernels"] for row in record["networks"]))
+    found = {(row["name"], row["kernels"]): row for row in record["networks"]}
+    rows = [(name, *_apart(found, name, kernels)) for name in dict.fromkeys(row["name"] for row in record["networks"])]
+    words = "; ".join(
+        f"{name}: mean {error['mape_pct']:.1f} %, worst {error['worst_pct']:.1f} %"
+        for name, error in record["errors"].items()
+    )
+    head = [word for kind in kernels for word in (f"cycles, {kind}", "off by")]
+    return f"{table(('network', *head), rows)}\n{words}.\n"
+
+
+def _apart(found: Mapping[tuple[str, str], Mapping[str, Any]], name: str, kernels: list[str]) -> list[str]:
+    """Counted cycles and the error of those from shapes, for every kind of kernels."""
+    rows = [found[name, kind] for kind in kernels]
+    return [
+        word
+        for row in rows
+        for word in (f"{row['counted'] / 1e6:.2f} M", f"{100 * (row['from_shapes'] / row['counted'] - 1):+.1f} %")
+    ]
+
+
 def _off(row: Mapping[str, Any]) -> str:
     return f"{100 * (row['left_out_ms'] / row['published_ms'] - 1):+.0f} %"
 
 
 BLOCKS: dict[str, Callable[[], str]] = {
+    "analytic-shrunk": measured("analytic_shrunk", _analytic_shrunk, "analytic_shrunk.py"),
     "analytic": measured("analytic", _analytic, "analytic_fit.py --table rpi4_latency.csv"),
+    "budget": measured("budget", beside("budgets", "table"), "budget.py"),
     "clustering": measured("clustering", _clustering, "clustering.py sizes"),
     "clustering-overhead": measured("clustering", _clustering_overhead, "clustering.py overhead"),
     "coral-latency": _coral_latency,

@@ -2,8 +2,9 @@
 
 Every op costs what its kernel does, each part at its own price in cycles of one thread::
 
-    cycles = call + macs·m + patches·p + odd·q + weights·w + inputs·i + outputs·o
+    cycles = call + macs·m + positions·n + patches·p + odd·q + weights·w + inputs·i + outputs·o
 
+Positions are those of the output, whatever its channels: each is begun anew, which is most of what a layer of few channels costs.
 Patches are what a convolution reads: an element for every output position, tap and input channel (depthwise and pooling: for
 every position and tap); odd are the channels beyond the last full vector, for every position and tap. The parts are counted
 as the kernels count them: a matrix product runs in tiles, so positions, output channels and input channels are rounded up to
@@ -28,7 +29,7 @@ from edgeprune.tflite_macs import ROLES
 from edgeprune.tflite_objects import Op
 from edgeprune.validation import Strict, validate
 
-PARTS = ("call", "macs", "patches", "odd", "weights", "inputs", "outputs")
+PARTS = ("call", "macs", "positions", "patches", "odd", "weights", "inputs", "outputs")
 OTHER = "other"
 BYTES = {"int8": 1, "fp32": 4}  # of one element
 CONVOLUTIONS = ("CONV_2D", "TRANSPOSE_CONV")
@@ -116,7 +117,7 @@ class Prices(Strict):
     """What one kind of op costs."""
 
     lanes: Lanes = Field(description="the tile of its kernel")
-    cycles: dict[Literal["call", "macs", "patches", "odd", "weights", "inputs", "outputs"], Price] = Field(
+    cycles: dict[Literal["call", "macs", "positions", "patches", "odd", "weights", "inputs", "outputs"], Price] = Field(
         description="price of each part in cycles of one thread; what is not named costs nothing"
     )
     layers: int = Field(ge=1, description="how many counted layers it was fitted on")
@@ -158,14 +159,16 @@ def units(layer: Layer, lanes: Lanes) -> tuple[float, ...]:
     """How much of each of `PARTS` an op does: 1 call; MACs in whole tiles; elements of all else."""
     elements = float(layer.weights), float(layer.inputs), float(layer.outputs)
     if not layer.kernel:
-        return 1.0, 0.0, 0.0, 0.0, *elements
+        return 1.0, 0.0, 0.0, 0.0, 0.0, *elements
     out, height, width, depth = layer.kernel
     taps = height * width
     if layer.weights == 0 or layer.op == "DEPTHWISE_CONV_2D":  # one value per tap and output: no product of matrices
-        patches = layer.outputs // max(out, 1) * taps
+        positions = layer.outputs // max(out, 1)
+        patches = positions * taps
         return (
             1.0,
             float(patches * _up(out, lanes.out)),
+            float(positions),
             float(patches),
             float(patches * (out % VECTOR[layer.precision])),
             *elements,
@@ -173,7 +176,7 @@ def units(layer: Layer, lanes: Lanes) -> tuple[float, ...]:
     summed = taps * _up(depth, lanes.in_) if lanes.each_tap else _up(taps * depth, lanes.in_)
     macs = _up(layer.positions, lanes.positions) * _up(out, lanes.out) * summed
     patches = layer.positions * taps * depth
-    return 1.0, float(macs), float(patches), 0.0, *elements
+    return 1.0, float(macs), float(layer.positions), float(patches), 0.0, *elements
 
 
 def macs(layer: Layer) -> int:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import edgeprune
 from edgeprune import (
     boards,
+    budget_run,
     data_fit,
     files,
     metrics,
@@ -35,7 +36,18 @@ DEFAULT_TARGET = "rpi4"
 RUN_FILE = "run.json"
 RECIPE_FILE = "recipe.yaml"
 MODEL_FILE = "input/model.keras"
-OWN = ("stages", "input", "model.tflite", "model.keras", "report.json", "report.html", RECIPE_FILE, RUN_FILE)
+OWN = (
+    "stages",
+    budget_run.FOLDER,
+    budget_run.FOUND,
+    "input",
+    "model.tflite",
+    "model.keras",
+    "report.json",
+    "report.html",
+    RECIPE_FILE,
+    RUN_FILE,
+)
 
 
 @dataclass(frozen=True)
@@ -85,6 +97,9 @@ def build(
     max_drop: float | None = None,
     max_size_kib: float | None = None,
     max_latency_ms: float | None = None,
+    max_macs: float | None = None,
+    max_arena_kib: float | None = None,
+    attempts: int | None = None,
     board: str | Sequence[str] | None = None,
     resume: bool = False,
     force: bool = False,
@@ -109,6 +124,10 @@ def build(
         max_drop: largest loss of the metric against the float model, in the metric's own unit.
         max_size_kib: largest size of the .tflite file, KiB.
         max_latency_ms: largest latency on the target, ms.
+        max_macs: most multiply-accumulates for one sample.
+        max_arena_kib: largest memory of everything that is not weights while the model runs, KiB.
+        attempts: models that are trained at most to meet these; 1: the recipe as it is, which is only judged. None: the
+            recipe's, which is 5; where ``overrides`` say how much a shrink stage removes, 1.
         board: ``user@host`` of a real board, or its name in the user's boards.yaml; of several the first is the one that
             is judged on, and the latency on the others is told.
         resume: go on with the interrupted build in ``out``: its own model, data source, target and recipe. Live data has
@@ -126,7 +145,10 @@ def build(
         EdgepruneError: what went wrong, what was expected, and how to mend it.
     """
     shown = progress or _progress()
-    budget = {"max_drop": max_drop, "max_size_kib": max_size_kib, "max_latency_ms": max_latency_ms}
+    budget = {
+        **{"max_drop": max_drop, "max_size_kib": max_size_kib, "max_latency_ms": max_latency_ms},
+        **{"max_macs": max_macs, "max_arena_kib": max_arena_kib, "attempts": attempts},
+    }
     changes = {**(overrides or {}), **{f"budget.{name}": value for name, value in budget.items() if value is not None}}
     try:
         if resume:
@@ -157,7 +179,7 @@ def build(
 
 def _run_stages(run: pipeline.Run) -> None:
     try:
-        pipeline.run(
+        budget_run.run(
             run, {"model": MODEL_FILE, "float": MODEL_FILE}
         )  # the reference, until a stage trains a better one
     except KeyboardInterrupt:
@@ -177,7 +199,10 @@ def _given(source: str | Path | Mapping[str, Any] | None, target: str | None) ->
 
 
 def _recipe(source: str | Path | Mapping[str, Any], changes: Mapping[str, Any]) -> recipe.Recipe:
-    return recipe.load(source, changes)
+    loaded = recipe.load(source, changes)
+    if "budget.attempts" not in changes and budget_run.set_by_hand(loaded, changes):
+        return recipe.load(source, {**changes, "budget.attempts": 1})
+    return loaded
 
 
 def _fresh(

@@ -68,6 +68,33 @@ board = click.option(
     callback=lambda _context, _parameter, words: words or None,
     help="Run on this board (ssh), not on the emulator; an address, or a name in ~/.config/edgeprune/boards.yaml; repeatable.",
 )
+_BUDGETS = (
+    click.option(
+        "--max-drop",
+        type=float,
+        metavar="X",
+        help="Largest loss of the metric against the float model, in its own unit.",
+    ),
+    click.option("--max-latency-ms", type=float, metavar="MS", help="Largest latency on the target."),
+    click.option("--max-size-kib", type=float, metavar="KIB", help="Largest .tflite file."),
+    click.option("--max-macs", type=float, metavar="N", help="Most multiply-accumulates for one sample."),
+    click.option("--max-arena-kib", type=float, metavar="KIB", help="Largest memory of all that is not weights."),
+    click.option(
+        "--attempts",
+        type=click.IntRange(1),
+        metavar="N",
+        help="Models that are trained at most to meet these; 1: only judge.  [default: the recipe's, 5]",
+    ),
+)
+
+
+def budgets(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of what the final model must keep."""
+    for option in reversed(_BUDGETS):
+        command = option(command)
+    return command
+
+
 trust = click.option("--trust", is_flag=True, help="Load a model that holds code of its author's (Lambda layers).")
 target_help = "Where it will run: a name of `edgeprune list targets`, or a .yaml file."
 target_or_rpi4 = click.option(

@@ -7,10 +7,12 @@
     ├── RecipeError           a recipe or edgeprune.yaml that does not validate
     ├── TargetError           a target file that does not validate, or a target that cannot do what is asked
     ├── CutError              channels or layers to remove that the model cannot lose
+    ├── BudgetError           limits that contradict each other, or that no cut of the model meets
     ├── ModelError            a model that is missing, corrupt, or of a kind that cannot be taken
     │   └── UntrustedModel    a model whose loading would run code; needs --trust
     ├── DataError             data that is missing, corrupt, empty, or does not fit the model
     ├── RunFolderError        a run folder that is another run's, unwritable, or damaged
+    ├── StudyError            a search's storage that cannot be reached, or a study of something else
     ├── ConversionError       the converter refused, crashed, or gave something else than asked
     ├── ArtefactError         a .tflite that cannot be read, or does not hold what it must
     ├── DeviceError           a board, an emulator or a runtime that did not do what was asked
@@ -46,6 +48,18 @@ class CutError(EdgepruneError):
     """Channels or layers to remove that the model cannot lose."""
 
 
+class BudgetError(EdgepruneError):
+    """Limits that contradict each other, or that no cut of the model can meet.
+
+    Args:
+        nearest: what comes nearest to them; None: nothing was looked for.
+    """
+
+    def __init__(self, message: str, nearest: Any = None) -> None:
+        super().__init__(message)
+        self.nearest = nearest
+
+
 class ModelError(EdgepruneError):
     """A model that is missing, corrupt, or of a kind that cannot be taken."""
 
@@ -60,6 +74,10 @@ class DataError(EdgepruneError):
 
 class RunFolderError(EdgepruneError):
     """A run folder that is another run's, unwritable, or damaged."""
+
+
+class StudyError(EdgepruneError):
+    """A search's storage that cannot be reached, or a study in it that is of something else."""
 
 
 class ConversionError(EdgepruneError):

@@ -69,13 +69,23 @@ class FitOptions(Strict):
 
 
 class Budget(Strict):
-    """What the final model must keep; a missed one gives exit code 4."""
+    """What the final model must keep; a missed one gives exit code 4. A recipe with a shrink stage removes what they ask for."""
 
     max_drop: float | None = Field(
         None, ge=0, description="largest loss of the metric against the float model, in its own unit"
     )
     max_size_kib: float | None = Field(None, gt=0, description="largest .tflite file, KiB")
     max_latency_ms: float | None = Field(None, gt=0, description="largest latency on the target, ms")
+    max_macs: float | None = Field(None, gt=0, description="most multiply-accumulates for one sample")
+    max_arena_kib: float | None = Field(
+        None, gt=0, description="largest memory of everything that is not weights while the model runs, KiB"
+    )
+    attempts: int = Field(
+        5,
+        ge=1,
+        le=100,
+        description="models that are trained at most to meet the limits; 1: the recipe as it is, and the limits only judge it",
+    )
 
 
 class Method(Strict):

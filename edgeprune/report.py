@@ -8,6 +8,7 @@
     report_words     sentences                     ┤
     report_sections  the page, block by block      ┤
     report_shrink    channels that were removed    ┤
+    report_budget    what budgets tried            ┤
     report_time      milliseconds, op by op        ┤
     report_figures   its curves and bars           ┘
 """
@@ -49,8 +50,8 @@ _BLOCKS: dict[str, type] = {
         ("run", "model", "data", "history", "verify", "arm", "zeros", "environment", "quantization", "shrink", "time"),
         dict,
     ),
-    **dict.fromkeys(("recipe", "metric", "candidates", "budget"), dict),
-    **dict.fromkeys(("layers", "ops", "notes", "stages"), list),
+    **dict.fromkeys(("recipe", "metric", "candidates", "budget", "budgeting"), dict),
+    **dict.fromkeys(("layers", "ops", "notes", "stages", "attempts"), list),
 }
 
 

@@ -6,6 +6,7 @@ forbids scripts and requests even if something slipped through.
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from html import escape
 from importlib import resources
@@ -14,7 +15,7 @@ from typing import Any
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
-from edgeprune import report_clusters, report_compare, report_shrink, report_time, report_words
+from edgeprune import report_budget, report_clusters, report_compare, report_shrink, report_time, report_words
 from edgeprune import report_sections as sections
 from edgeprune.report_view import (
     ROLES,
@@ -78,9 +79,20 @@ def _source(name: str) -> str:
 
 @cache
 def _environment() -> Environment:
-    return Environment(
+    made = Environment(
         loader=FunctionLoader(_source), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    made.filters["coded"] = coded
+    return made
+
+
+def coded(words: str) -> Markup:
+    """Escaped, with what stands between backticks as code.
+
+    >>> coded("give `--set a<b`")
+    Markup('give <code>--set a&lt;b</code>')
+    """
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(Markup.escape(words))))  # noqa: S704
 
 
 def _context(report: Block) -> dict[str, Any]:
@@ -95,6 +107,9 @@ def _context(report: Block) -> dict[str, Any]:
         "headline": headline(report),
         "command": str(run.get("command") or ""),
         "budgets": report_words.budgets(report),
+        "budget_words": report_budget.words(report),
+        "budget_attempts": report_budget.table(report),
+        "budget_pictures": report_budget.pictures(report),
         "metric_words": sections.metric_words(report),
         "roles": ROLES,
         "table": shown,

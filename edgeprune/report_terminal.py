@@ -12,7 +12,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from edgeprune import report_clusters, report_compare, report_shrink, report_time, report_words
+from edgeprune import report_budget, report_clusters, report_compare, report_shrink, report_time, report_words
 from edgeprune.progress import printable
 from edgeprune.report_view import ROLES, Block, Figure, absences, candidate, headline, table, target_title
 
@@ -34,6 +34,7 @@ def terminal(report: Block, console: Console, folder: str | os.PathLike[str] | N
     for words in absences(shown):
         _indented(console, words, "dim")
     _sentences(console, "Budgets", report_words.budgets(report))
+    _paragraph(console, "Attempts to meet them", report_budget.paragraphs(report))
     _sentences(console, "Proven on the file", [*report_words.verify_sentences(report), *report_clusters.proven(report)])
     _paragraph(console, "On Arm kernels", [report_words.arm_sentence(report)])
     _paragraph(console, "Where the time goes", report_time.sentences(report))
@@ -75,7 +76,9 @@ def _files(report: Block, folder: Path) -> list[str]:
     model = candidate(report, "final").get("file")
     names = [str(model)] if model else []
     return [
-        str(folder / name) for name in [*names, "report.html", "report.json", "recipe.yaml"] if (folder / name).exists()
+        str(folder / name)
+        for name in [*names, "report.html", "report.json", "recipe.yaml", "found.yaml"]
+        if (folder / name).exists()
     ]
 
 

@@ -187,6 +187,8 @@ _BUDGETS: dict[str, tuple[str, Any]] = {
     "max_drop": ("drop", decimals),
     "max_latency_ms": ("latency", lambda ms: f"{ms:.3g} ms"),
     "max_size_kib": ("size", lambda size: f"{size:,.1f} KiB"),
+    "max_macs": ("MACs", count),
+    "max_arena_kib": ("tensor arena", lambda size: f"{size:,.1f} KiB"),
 }
 
 

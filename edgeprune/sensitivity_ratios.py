@@ -32,7 +32,7 @@ def fragment(result: Mapping[str, Any]) -> str:
 
     What is not named keeps all its channels. Names that are no regular expressions are escaped.
     """
-    ratios = {_literal(name): ratio for name, ratio in result["chosen"].items()}
+    ratios = {literal(name): ratio for name, ratio in result["chosen"].items()}
     stage = {"criterion": result["criterion"], "scope": "layer", "ratios": {**ratios, EVERYTHING_ELSE: 0.0}}
     head = (
         f"# For each group of channels the largest ratio that alone costs at most {result['max_drop']:g} of {result['metric']['name']},\n"
@@ -41,7 +41,7 @@ def fragment(result: Mapping[str, Any]) -> str:
     return head + yaml_files.dump({"stages": {"shrink": stage}})
 
 
-def _literal(name: str) -> str:
+def literal(name: str) -> str:
     """The name as a word of ``stages.shrink.ratios``: a name comes before an expression, but must be one too."""
     try:
         re.compile(name)
@@ -68,7 +68,7 @@ def read(path: str) -> dict[str, Any]:
     if isinstance(found, dict) and "groups" in found and "schema" in found:
         if found.get("chosen") is None:
             raise RecipeError(f"{path} holds no choice of ratios. Run edgeprune sensitivity again with --max-drop.")
-        return {**{_literal(name): ratio for name, ratio in found["chosen"].items()}, EVERYTHING_ELSE: 0.0}
+        return {**{literal(name): ratio for name, ratio in found["chosen"].items()}, EVERYTHING_ELSE: 0.0}
     for key in ("stages", "shrink", "ratios"):
         found = found.get(key, found) if isinstance(found, dict) else found
     if not isinstance(found, dict) or not found:

@@ -67,6 +67,7 @@ def assemble(state: State) -> dict[str, Any]:
         "candidates": candidates,
         "stages": list(facts.get("stages", [])),
         "budget": _budget(state, candidates),
+        **_budgeting(state),
         "model": {"source": run.about.get("model"), **facts.get("model", {}), "labels": list(run.data.labels)},
         "data": _data(state),
         "history": facts.get("history", {}),
@@ -97,9 +98,17 @@ def _candidates(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 def _budget(state: State, candidates: Mapping[str, Any]) -> dict[str, Any]:
     """Every limit of the recipe with the figure it is about; ``met`` is None where there is no figure to judge by."""
-    limits = {name: value for name, value in state.run.recipe.file.budget.model_dump().items() if value is not None}
-    actual = _actual(state.run.metric, candidates)
-    return {name: _judged(limit, actual[name]) for name, limit in limits.items()}
+    limits = state.run.recipe.file.budget.model_dump()
+    actual = _actual(state, candidates)
+    return {name: _judged(limits[name], found) for name, found in actual.items() if limits[name] is not None}
+
+
+def _budgeting(state: State) -> dict[str, Any]:
+    """``attempts``, one by one, and in ``budgeting`` what they have in common; {} where the budgets drove nothing."""
+    told = state.run.about.get("budgeting")
+    if not told:
+        return {}
+    return {"attempts": told["attempts"], "budgeting": {key: told[key] for key in told if key != "attempts"}}
 
 
 def _judged(limit: float, actual: float | None) -> dict[str, Any]:
@@ -108,15 +117,20 @@ def _judged(limit: float, actual: float | None) -> dict[str, Any]:
     return {"limit": limit, "actual": actual, "met": actual <= limit}
 
 
-def _actual(metric: metrics.Metric, candidates: Mapping[str, Any]) -> dict[str, float | None]:
+def _actual(state: State, candidates: Mapping[str, Any]) -> dict[str, float | None]:
+    """Limit -> the figure that it is about; None where no stage gives it."""
+    arena = state.facts.get("arm", {}).get("arena_bytes")
+    found: dict[str, float | None] = dict.fromkeys(("max_drop", "max_size_kib", "max_latency_ms", "max_macs"))
+    found["max_arena_kib"] = None if arena is None else arena / 1024
     if "final" not in candidates:
-        return {"max_drop": None, "max_size_kib": None, "max_latency_ms": None}
+        return found
     final = candidates["final"]
     reference = candidates.get("float", {}).get("metric")
-    return {
-        "max_drop": None if reference is None else metrics.drop(metric, reference, final["metric"]),
+    return found | {
+        "max_drop": None if reference is None else metrics.drop(state.run.metric, reference, final["metric"]),
         "max_size_kib": final["size_bytes"] / 1024,
         "max_latency_ms": final["latency"]["ms"],
+        "max_macs": final["macs"],
     }
 
 

@@ -12,15 +12,14 @@ How much of its signal every layer keeps is recorded on a few of the samples, un
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from pydantic import Field
 
 from edgeprune import clusters, columns, layerwise, parity, proof, tflite
-from edgeprune.data import Split
 from edgeprune.errors import ArtefactError
 from edgeprune.inference import Runner
 from edgeprune.pipeline import State
@@ -29,7 +28,6 @@ from edgeprune.validation import Strict
 if TYPE_CHECKING:
     from edgeprune.keras.export import Exported
 
-BATCH = 256
 SNR_SAMPLES, SNR_OPS, SNR_MACS = 8, 400, 2 * 10**9  # layer by layer only where it takes seconds; by size, so that a
 # resumed build records what an unbroken one does
 REAL_SHARE = 0.75  # of the samples that outputs are compared on; the rest is noise, which reaches what data does not
@@ -99,6 +97,7 @@ def _proofs(state: State, file: tflite.TFLiteFile) -> tuple[proof.LayerProof, ..
 
 def _metrics(state: State, meter: Callable[[int], None]) -> dict[str, _Figures]:
     """The metric on the test split, once for each model that there is."""
+    from edgeprune.keras import judging
     from edgeprune.keras.export import Exported
 
     test, metric, names = state.run.data.test, state.run.metric, tuple(state.run.data.targets)
@@ -107,12 +106,12 @@ def _metrics(state: State, meter: Callable[[int], None]) -> dict[str, _Figures]:
     for role in ("reference", "quantized"):
         if role in state.files:
             models[role] = Exported(state.path(role))
-            outputs = _outputs(_Keras(models[role]), models[role], test, names, meter)
+            outputs = judging.outputs(models[role].outputs, models[role], test, names, meter)
             found[role] = _Figures(metric(test.y, outputs), metric.each(test.y, outputs))
     for role, source in (("final", _source(state)), ("dense_int8", "reference")):
         if role in state.files:
             model = models.get(source) or Exported(state.path(source))
-            outputs = _outputs(_File(Runner(state.path(role))), model, test, names, meter)
+            outputs = judging.outputs(judging.File(Runner(state.path(role))), model, test, names, meter)
             found[role] = _Figures(metric(test.y, outputs), metric.each(test.y, outputs))
     return found
 
@@ -149,52 +148,6 @@ def _source(state: State) -> str:
     return "exported" if "exported" in state.files else "quantized"
 
 
-class _Runs(Protocol):
-    """Something that takes inputs by name and gives outputs by name."""
-
-    def __call__(self, inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]: ...
-
-
-class _Keras:
-    """An exported model."""
-
-    def __init__(self, model: Exported) -> None:
-        self._model = model
-
-    def __call__(self, inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
-        return self._model.outputs(inputs)
-
-
-class _File:
-    """A .tflite file, whose inputs and outputs have an order of their own."""
-
-    def __init__(self, runner: Runner) -> None:
-        self._runner = runner
-
-    def __call__(self, inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
-        given = self._runner.run(*(inputs[port.name] for port in self._runner.inputs))
-        return {port.name: array for port, array in zip(self._runner.outputs, given, strict=True)}
-
-
-def _outputs(
-    run: _Runs, model: Exported, split: Split, names: Sequence[str], meter: Callable[[int], None]
-) -> np.ndarray | dict[str, np.ndarray]:
-    """The outputs for every sample, (n, ...); for several by the names that the data has for them."""
-    parts: list[list[np.ndarray]] = [[] for _ in names]
-    for inputs, _ in split.batches(BATCH):
-        given = run(_by_name(model, inputs))
-        for part, name in zip(parts, model.output_names, strict=False):  # outputs that no y is given for are not judged
-            part.append(given[name])
-        meter(columns.rows(inputs))
-    found = dict(zip(names, map(np.concatenate, parts), strict=True))
-    return found[names[0]] if len(names) == 1 else found
-
-
-def _by_name(model: Exported, inputs: Any) -> dict[str, np.ndarray]:
-    """Model inputs, one array or several in the model's order, under the names of an exported model."""
-    return dict(zip(model.input_names, columns.values(inputs), strict=True))
-
-
 class _Found(NamedTuple):
     """What the comparison of outputs adds to the report."""
 
@@ -208,12 +161,13 @@ def _parity(state: State, file: tflite.TFLiteFile, options: Options) -> _Found:
     Raises:
         ArtefactError: an op diverges, and the options are strict.
     """
+    from edgeprune.keras import judging
     from edgeprune.keras.export import Exported
 
     trained = _source(state) == "quantized"
     model = Exported(state.path(_source(state)))
     samples, words = _seeded(state, options.samples)
-    inputs = _by_name(model, samples)
+    inputs = judging.by_name(model, samples)
     classes = all(target.task == "classification" for target in state.run.data.targets.values())
     tolerance = options.tolerance_steps if trained else None
     result = parity.check(state.path("final"), model, inputs, classes, tolerance)

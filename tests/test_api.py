@@ -104,7 +104,8 @@ def test_a_module_function_and_a_built_in_name(somewhere, monkeypatch):
 def test_budgets_are_part_of_the_recipe(somewhere):
     build(out="run", max_drop=0.01, max_size_kib=90.0)
     assert yaml_files.read(somewhere / "run" / "recipe.yaml")["budget"] == {
-        **{"max_drop": 0.01, "max_size_kib": 90.0, "max_latency_ms": None}
+        **{"max_drop": 0.01, "max_size_kib": 90.0, "max_latency_ms": None},
+        **{"max_macs": None, "max_arena_kib": None, "attempts": 5},
     }
 
 

@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 from samples import bare, plain, sample
 
-from edgeprune import report, report_compare, report_figures, report_sections, report_view, report_words
+from edgeprune import report, report_compare, report_figures, report_html, report_sections, report_view, report_words
 from edgeprune.errors import RunFolderError
 
 # Writing and reading
@@ -589,3 +589,8 @@ def test_the_comparison_in_the_terminal_and_on_a_page():
         assert expected in text
         assert expected in page
     assert "stages.prune.granularity 2:4 weight –" in text
+
+
+def test_what_stands_between_backticks_is_code_and_nothing_else_is_markup():
+    words = report_html.coded("Remove them: `--set a=<b>`; <script>`x`</script>")
+    assert words == ("Remove them: <code>--set a=&lt;b&gt;</code>; &lt;script&gt;<code>x</code>&lt;/script&gt;")

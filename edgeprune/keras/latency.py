@@ -83,7 +83,7 @@ class Stopwatch:
 
     def layers(self, cut: channels.Cut) -> list[Layer]:
         """The ops that the converter would make of the cut model, with their shapes."""
-        smaller = self._smaller(cut)
+        smaller = self.smaller(cut)
         shapes = {**self.coupling.graph.tensors, **smaller}
         found: list[Layer] = []
         for node, whole in zip(self.coupling.graph.nodes, self._whole, strict=True):
@@ -107,7 +107,7 @@ class Stopwatch:
                     shapes[name] = tuple(size if at == axis % len(shape) else side for at, side in enumerate(shape))
         return self._ops(node, shapes)
 
-    def _smaller(self, cut: channels.Cut) -> dict[str, Shape]:
+    def smaller(self, cut: channels.Cut) -> dict[str, Shape]:
         """The shapes of the tensors that lose channels; all of them counted at once, for cuts come by the thousand."""
         left = np.add.reduceat(channels.kept(self.coupling, cut)[self._classes].astype(int), self._starts)
         if not left.all():

@@ -2,18 +2,21 @@
 
     python benchmarks/methods_league.py mnist.npz cifar10.npz
 
-Every method of `edgeprune list methods`, by `edgeprune bench methods`: equal epochs in all, equal shares to go. Writes
-benchmarks/results/methods.json; what is there already is not done again, so a run that was killed goes on.
+Every method of `edgeprune list methods`, by `edgeprune bench methods`: equal epochs in all, equal shares to go, on the same
+samples, drawn once from the files. Writes benchmarks/results/methods.json; what is there already is not done again, so a run that
+was killed goes on, and further methods are added.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from rich.console import Console
 
 from edgeprune import bench_live, bench_run, files
@@ -30,6 +33,7 @@ class League(NamedTuple):
         epochs: of every method in all.
         shares: that are asked to go.
         seeds: how often each is built.
+        train, test: samples that are drawn of each split.
         overrides: of every recipe.
     """
 
@@ -37,12 +41,15 @@ class League(NamedTuple):
     epochs: int
     shares: tuple[float, ...]
     seeds: tuple[int, ...]
+    train: int
+    test: int
     overrides: Mapping[str, Any]
 
 
+QUICK = {"stages.profile.samples": 16, "stages.profile.count": False}  # latencies from shapes
 LEAGUES = {
-    "LeNet-5, MNIST": League("lenet5", 20, (0.9, 0.98), (0, 1, 2), {"stages.profile.samples": 100}),
-    "ResNet-8, CIFAR-10": League("resnet8", 40, (0.5, 0.8), (0,), {"stages.profile.samples": 100}),
+    "LeNet-5, MNIST": League("lenet5", 10, (0.9, 0.98), (0, 1, 2), 12_000, 4_000, QUICK),
+    "ResNet-8, CIFAR-10": League("resnet8", 20, (0.5, 0.8), (0,), 20_000, 4_000, QUICK),
 }
 
 
@@ -61,7 +68,7 @@ def main() -> int:
         terms = LEAGUES[name]
         _, result = bench_run.run(
             terms.model,
-            sources[name],
+            str(_drawn(sources[name], terms, arguments.work)),
             epochs=arguments.epochs or terms.epochs,
             seeds=terms.seeds,
             shares=terms.shares,
@@ -74,9 +81,29 @@ def main() -> int:
         record = (
             json.loads(arguments.results.read_text(encoding="utf-8")) if arguments.results.exists() else {"leagues": {}}
         )
-        record["leagues"][name] = {**result, "data": Path(result["data"]).name}
+        record["leagues"][name] = {**result, "data": Path(sources[name]).name, "train": terms.train, "test": terms.test}
         files.write_text_atomic(arguments.results, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     return 0
+
+
+def _drawn(source: str, terms: League, work: Path) -> Path:
+    """The samples of a league as a file of their own."""
+    path = work / f"{Path(source).stem}-{terms.train}-{terms.test}.npz"
+    if not path.exists():
+        random, arrays = np.random.Generator(np.random.PCG64(0)), {}
+        with np.load(source) as stored:
+            for part, count in (("train", terms.train), ("test", terms.test)):
+                chosen = np.sort(random.permutation(len(stored[f"y_{part}"]))[:count])
+                arrays |= {f"{axis}_{part}": stored[f"{axis}_{part}"][chosen] for axis in "xy"}
+        work.mkdir(parents=True, exist_ok=True)
+        files.write_bytes_atomic(path, _npz(arrays))
+    return path
+
+
+def _npz(arrays: Mapping[str, np.ndarray]) -> bytes:
+    stream = io.BytesIO()
+    np.savez_compressed(stream, **arrays)
+    return stream.getvalue()
 
 
 if __name__ == "__main__":

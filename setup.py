@@ -16,6 +16,8 @@ TENSORFLOW = [
     "tensorflow-model-optimization>=0.8.1,<0.9",
 ]
 
+SEARCH = ["optuna>=5.0,<6", "cmaes>=0.12,<1"]
+
 setup(
     name="edgeprune",
     version="0.1.0",
@@ -25,7 +27,7 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.10,<3.14",
-    packages=["edgeprune", "edgeprune.keras", "edgeprune.keras.gates", *ROOM],
+    packages=["edgeprune", "edgeprune.keras", "edgeprune.keras.gates", "edgeprune.samplers", *ROOM],
     package_dir={"edgeprune": "edgeprune", **ROOM},
     package_data={
         "edgeprune": ["py.typed", "templates/*"],
@@ -46,11 +48,12 @@ setup(
         f"pillow>=10,<14; {HOST}",
         f"ai-edge-litert>=2.1.6,<2.4; {HOST}",
         f"flatbuffers>=24.3.25,<26; {HOST}",
-        *[f"{requirement}; {HOST}" for requirement in TENSORFLOW],
+        *[f"{requirement}; {HOST}" for requirement in (*TENSORFLOW, *SEARCH)],
     ],
     extras_require={
         "host": [
             *TENSORFLOW,
+            *SEARCH,
             "h5py>=3.11,<4",
             "scikit-learn>=1.5,<2",
             "pillow>=10,<14",
@@ -65,6 +68,9 @@ setup(
         ],
         "tfds": ["tensorflow-datasets>=4.9.9,<5"],
         "bench": ["matplotlib>=3.9,<4"],
+        "search": SEARCH,
+        "postgresql": ["psycopg[binary]>=3.2,<4"],
+        "mysql": ["pymysql>=1.1,<2"],
         "dev": [
             "pytest>=8,<10",
             "pytest-timeout>=2.3,<3",

@@ -24,11 +24,12 @@ sys.path.insert(0, str(DOCS))  # this file may be run or imported from anywhere
 
 import page_figures  # noqa: E402
 import page_reference  # noqa: E402
+import page_samplers  # noqa: E402
 from page_parts import RESULTS, beside, results  # noqa: E402
 
 WIDTH = 100  # of help texts, characters
 BLOCK = re.compile(r"(<!-- begin (?P<name>\S+) -->\n).*?(<!-- end (?P=name) -->)", re.DOTALL)
-BLOCKS = {**page_reference.BLOCKS, **page_figures.BLOCKS}
+BLOCKS = {**page_reference.BLOCKS, **page_figures.BLOCKS, **page_samplers.BLOCKS}
 
 
 def pages() -> dict[Path, str]:

@@ -96,6 +96,54 @@ def penalty(name: str) -> PenaltyFacts:
     return PenaltyFacts(purpose, f"P = {equation}", papers, next(iter(inspect.signature(function).parameters)))
 
 
+class SamplerFacts(NamedTuple):
+    """What a sampler's docstring and its attributes say.
+
+    Attributes:
+        purpose: what it does.
+        text: the paragraphs behind that, without the one on its cost.
+        papers: authors, title and year of each.
+        cost: in words.
+        judge: what its candidates are evaluated with, ``cut`` or ``supernet``.
+    """
+
+    purpose: str
+    text: str
+    papers: tuple[str, ...]
+    cost: str
+    judge: str
+
+
+def sampler(name: str) -> SamplerFacts:
+    """A sampler, read from its source.
+
+    Raises:
+        NameUnknown: there is no such sampler.
+        ValueError: its docstring has not the form that `edgeprune.samplers` describes; which part is missing.
+    """
+    if name not in registry.names("samplers"):
+        raise registry.unknown("sampler", name, registry.names("samplers"))
+    tree = ast.parse(_source("samplers", name))
+    purpose, _, text = (ast.get_docstring(tree) or "").partition("\n\n")
+    papers = tuple(PAPER.findall(re.sub(r"\s*\n\s*", " ", text)))
+    cost = COST.search(text)
+    missing = [
+        form for form, found in {'Author et al., "Title" (year)': papers, "Cost: ...": cost}.items() if not found
+    ]
+    if missing or cost is None:
+        raise ValueError(f"The docstring of edgeprune.samplers.{name} lacks {', '.join(missing)}.")
+    words = (text[: cost.start()] + text[cost.end() :]).strip()
+    return SamplerFacts(summary(purpose), words, papers, " ".join(cost[1].split()), _constant(tree, "JUDGE", "cut"))
+
+
+def _constant(tree: ast.Module, name: str, default: str) -> str:
+    """The text that a module gives to a name of its own."""
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == name:
+            return str(ast.literal_eval(node.value))
+    return default
+
+
 def describe(family: str) -> dict[str, str]:
     """Name -> first sentence, for every member of a family, sorted by name.
 
@@ -146,5 +194,10 @@ def _sentence(family: str, name: str) -> str:
     if family in registry.FACTS:
         data = yaml_files.read(registry.file(family, name))
         return summary(next((str(data[key]) for key in ("description", "title") if data.get(key)), ""))
-    source = registry.folder(registry.DEEDS[family]) / f"{name.replace('-', '_')}.py"
-    return summary(ast.get_docstring(ast.parse(source.read_text(encoding="utf-8"))))
+    return summary(ast.get_docstring(ast.parse(_source(family, name))))
+
+
+def _source(family: str, name: str) -> str:
+    """The source of a deed."""
+    path = registry.folder(registry.DEEDS[family]) / f"{name.replace('-', '_')}.py"
+    return path.read_text(encoding="utf-8")

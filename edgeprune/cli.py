@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import edgeprune
-from edgeprune import cli_bench, cli_emulator, cli_sensitivity
+from edgeprune import cli_bench, cli_emulator, cli_search, cli_sensitivity, registry
 from edgeprune.cli_options import (
     BUDGET_MISSED,
     DONE,
@@ -27,6 +27,7 @@ from edgeprune.cli_options import (
     WithRecipe,
     as_json,
     board,
+    budgets,
     console,
     data_help,
     members,
@@ -44,19 +45,7 @@ from edgeprune.errors import EdgepruneError
 if TYPE_CHECKING:
     from edgeprune.target import Target
 
-FAMILIES = (
-    "backends",
-    "criteria",
-    "distributions",
-    "gates",
-    "methods",
-    "models",
-    "penalties",
-    "recipes",
-    "schedules",
-    "stages",
-    "targets",
-)
+FAMILIES = registry.families()
 
 
 def main() -> None:
@@ -124,11 +113,7 @@ def cli() -> None:
     callback=overrides,
     help="Change a value of the recipe; repeatable.",
 )
-@click.option(
-    "--max-drop", type=float, metavar="X", help="Largest loss of the metric against the float model, in its own unit."
-)
-@click.option("--max-size-kib", type=float, metavar="KIB", help="Largest .tflite file.")
-@click.option("--max-latency-ms", type=float, metavar="MS", help="Largest latency on the target.")
+@budgets
 @board
 @click.option(
     "--resume",
@@ -150,7 +135,7 @@ def build(command: str, as_json: bool, quiet: bool, **words: Any) -> int:
     \b
     Examples:
       edgeprune build --target rpi4
-      edgeprune build resnet8.h5 --data cifar10.npz --target rpi4 --recipe poly50 --max-drop 0.01
+      edgeprune build resnet8.h5 --data cifar10.npz --target rpi4 --max-latency-ms 4 --max-drop 0.01
       edgeprune build model.keras --data data.npz --set stages.prune.final=0.6 --out runs/sixty
     """
     from edgeprune import api, progress, project, report_terminal
@@ -433,7 +418,7 @@ def list_(family: str | None, schema: bool, as_json: bool) -> None:
     """List what can be named.
 
     Prints the members of a family with what each is for; without FAMILY, of all. FAMILY is one of backends, criteria,
-    distributions, gates, methods, models, penalties, recipes, schedules, stages, targets.
+    distributions, gates, methods, models, penalties, recipes, samplers, schedules, stages, targets.
 
     \b
     Examples:
@@ -501,4 +486,5 @@ def init(force: bool, **words: str | None) -> None:
 
 cli.add_command(cli_bench.bench)
 cli.add_command(cli_emulator.emulator)
+cli.add_command(cli_search.search)
 cli.add_command(cli_sensitivity.sensitivity)

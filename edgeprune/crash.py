@@ -17,6 +17,7 @@ import edgeprune
 from edgeprune import cache
 from edgeprune.errors import EdgepruneError
 from edgeprune.files import write_text_atomic
+from edgeprune.hiding import hidden
 
 PACKAGES = (
     "tensorflow",
@@ -46,7 +47,7 @@ def write(error: BaseException, arguments: Sequence[str]) -> Path:
         "",
         "".join(traceback.format_exception(type(error), error, error.__traceback__)),
     ]
-    text = "\n".join(lines)
+    text = hidden("\n".join(lines))
     try:
         return write_text_atomic(cache.folder("log") / name, text)
     except EdgepruneError:

@@ -17,7 +17,7 @@ from packaging.specifiers import SpecifierSet
 from edgeprune import cache
 
 DISTRIBUTION = "edgeprune"
-OPTIONAL = {"tfds": "data from TensorFlow Datasets (tfds:name)"}
+OPTIONAL = {"tfds": "data from TensorFlow Datasets (tfds:name)", "search": "edgeprune search"}
 TOOLS = {"apt-get": "fetches the emulator", "dpkg-deb": "unpacks the emulator"}
 ROOM_MIB = 1024  # the emulator with its downloads takes some 300 MiB, decoded images the rest
 

@@ -24,6 +24,7 @@ DEEDS = {
     "backends": "edgeprune.devices",
     "models": "edgeprune.models",
     "gates": "edgeprune.keras.gates",
+    "samplers": "edgeprune.samplers",
 }
 FACTS = {
     "targets": ("edgeprune.devices", "targets"),

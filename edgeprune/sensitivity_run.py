@@ -75,7 +75,7 @@ def run(
     facts = targets.load(registry.file("targets", target))
     steps = shrinking.stair(facts.channel_multiple) if multiple is None else multiple
     question = sensitivity.Question(criterion, tuple(sorted(set(ratios))), include, exclude, steps, max_drop)
-    given = _given(model, data, settings, seed)
+    given = settled(model, data, settings, seed)
     folder = Path(out) if out else Path("runs") / f"{Path(model).stem}-sensitivity"
     told = (samples, trust, progress, _predictor(facts))
     subject = trials.load(given.file, given.data, given.recipe, given.seed, *told)
@@ -109,7 +109,7 @@ def _predictor(facts: targets.Target) -> Any:
         return None
 
 
-class _Given(NamedTuple):
+class Settled(NamedTuple):
     """What the user's words name.
 
     Attributes:
@@ -127,7 +127,7 @@ class _Given(NamedTuple):
     seed: int
 
 
-def _given(model: str, data: Any, settings: str | None, seed: int | None) -> _Given:
+def settled(model: str, data: Any, settings: str | None, seed: int | None) -> Settled:
     folder = Path(model)
     own: dict[str, Any] = {}
     if (folder / STAGES).is_dir():
@@ -146,7 +146,7 @@ def _given(model: str, data: Any, settings: str | None, seed: int | None) -> _Gi
             f"What '{model}' can lose shows on samples with labels only. Give them: --data FILE.npz (see docs/data.md)."
         )
     chosen = recipe.load(settings or recipe.DEFAULT)
-    return _Given(
+    return Settled(
         file,
         source,
         data_sources.described(source),

@@ -134,7 +134,22 @@ def on_channels(
         group.name: Gates(kind, group.name, np.ones(group.units, np.float32), course.rate, clock, number)
         for number, group in enumerate(groups)
     }
-    places = _places(coupling, groups)
+    gated = along_channels(model, coupling, gates, kind.SEES)
+    for group in groups:
+        gates[group.name].connect(None, _sizes(gated, group))
+    return _controlled(gated, gates, clock, kind, course, cost)
+
+
+def along_channels(model: Any, coupling: channels.Coupling, gates: Mapping[str, Any], sees: bool = False) -> Any:
+    """A copy of the model whose kernels compute with factors of the channels that they read.
+
+    Args:
+        model: flat functional; not changed.
+        coupling: of the model.
+        gates: group -> `Gates`, or what has ``ones``, (units,), and like these ``effective(ones, training)``, their factors.
+        sees: whether the inputs are scaled instead of the kernels.
+    """
+    places = _places(coupling, [coupling.group(name) for name in gates])
 
     def copy(layer: Any) -> Any:
         fresh = graph.copy_layer(layer)
@@ -143,12 +158,9 @@ def on_channels(
             for (name, weight, axis), (names, index) in places.items()
             if name == layer.name
         ]
-        return Gated(fresh, own, kind.SEES) if own else fresh
+        return Gated(fresh, own, sees) if own else fresh
 
-    gated = graph.rebuild(model, copy=copy)
-    for group in groups:
-        gates[group.name].connect(None, _sizes(gated, group))
-    return _controlled(gated, gates, clock, kind, course, cost)
+    return graph.rebuild(model, copy=copy)
 
 
 def unseen(model: Any, group: channels.Group) -> str | None:
@@ -164,9 +176,14 @@ def unseen(model: Any, group: channels.Group) -> str | None:
 
 def plain(model: Any, wrapped: Wrapped) -> Any:
     """The model as it was given, with the weights that the gated one has: no gate has any effect on them yet."""
+    return with_weights_of(wrapped.model, model)
+
+
+def with_weights_of(gated: Any, model: Any) -> Any:
+    """A copy of the model with the weights that a gated copy of it has."""
     copy = graph.rebuild(model)
     for layer in copy.layers:
-        trained = wrapped.model.get_layer(layer.name)
+        trained = gated.get_layer(layer.name)
         layer.set_weights((trained.layer if isinstance(trained, Gated) else trained).get_weights())
     return copy
 

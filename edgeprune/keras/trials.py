@@ -80,6 +80,8 @@ class Trials:
         metric: what the model is judged by.
         split: the samples that it is judged on: of the validation split, or where there is none of the calibration split.
         key: digests of the model and of the samples.
+        model: a copy of the model that was given, flat, with its weights.
+        data: that was given.
     """
 
     def __init__(
@@ -93,9 +95,9 @@ class Trials:
         seed: of that choice.
         clocks: model -> further costs of cuts of it, by name: ``{"latency_ms": ...}``.
         """
-        self._model = graph.rebuild(model)
+        self.model = self._model = graph.rebuild(model)
         self._meter = Meter(self._model)
-        self._data = data
+        self.data = self._data = data
         self.coupling = self._meter.coupling
         self.blocks: Sequence[Block] = channel_blocks.removable(self.coupling.graph)
         self._clocks = clocks or (lambda _: {})
@@ -173,7 +175,7 @@ class Trials:
         """The samples in batches, kept as the model takes them where they are few."""
         if self._batches is None:
             batches = (x for x, _ in feeding.ordered(self.split, BATCH))
-            if len(self.split) * _bytes(self._data) > IN_MEMORY_BYTES:
+            if len(self.split) * sample_bytes(self._data) > IN_MEMORY_BYTES:
                 return batches
             self._batches = list(batches)
         return self._batches
@@ -182,7 +184,7 @@ class Trials:
         return self.metric(self.split.y, outputs)
 
 
-def _bytes(data: Data) -> int:
+def sample_bytes(data: Data) -> int:
     """Of one sample, as the model takes it: four for every number."""
     return 4 * sum(math.prod(shape) for shape in columns.values(data.sample_shape))
 

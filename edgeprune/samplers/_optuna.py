@@ -1,0 +1,67 @@
+"""Optuna's samplers as pure functions of what is known, like our own: a study in memory is told the history, and asked once.
+
+A knob is a place in its allowed counts, a choice a category. What a sampler notes of its trial (NSGA-II's generation) is in the
+proposal's notes, and comes back with the history.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping, Sequence
+from types import ModuleType
+from typing import Any
+
+from edgeprune import search
+from edgeprune.search_space import Candidate, Proposal, Space, Told
+
+NOTES = "optuna"  # in a proposal's notes
+
+
+def proposed(module: ModuleType, space: Space, history: Sequence[Told], seed: int) -> Proposal:
+    """What a sampler of Optuna's tries next; what breaks a limit of cost is drawn to where it does not (``Space.fit``)."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    names = search.objectives(space.costs(space.whole()))
+    ranges = distributions(space)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        study = optuna.create_study(directions=["minimize"] * len(names), sampler=module.optuna(space, seed))
+        study.add_trials([_trial(optuna, space, ranges, names, told) for told in history])
+        trial = study.ask(ranges)
+    noted = study.get_trials(deepcopy=False)[trial.number].system_attrs
+    params = {"params": trial.params, "system": json.loads(json.dumps(noted))}
+    return Proposal(space.fit(decoded(space, trial.params)), {NOTES: params})
+
+
+def _trial(optuna: ModuleType, space: Space, ranges: Mapping[str, Any], names: Sequence[str], told: Told) -> Any:
+    """A finished evaluation as the sampler drew it; one that another sampler drew, as it was evaluated."""
+    drawn: Mapping[str, Any] = told.notes.get(NOTES, {})
+    return optuna.create_trial(
+        params=drawn.get("params") or encoded(space, told.candidate),
+        distributions=dict(ranges),
+        values=list(search.values(names, told.drop, told.costs)),
+        system_attrs=dict(drawn.get("system", {})),
+    )
+
+
+def distributions(space: Space) -> dict[str, Any]:
+    """A place in ``Knob.kept`` for every knob, a word for every choice that has more than one."""
+    from optuna import distributions as library
+
+    places = {knob.name: library.IntDistribution(0, len(knob.kept) - 1) for knob in space.knobs if len(knob.kept) > 1}
+    words = {name: library.CategoricalDistribution(given) for name, given in space.choices.items() if len(given) > 1}
+    return {**places, **words}
+
+
+def encoded(space: Space, candidate: Candidate) -> dict[str, Any]:
+    """A candidate as parameters of those distributions."""
+    places = {knob.name: knob.kept.index(int(candidate[knob.name])) for knob in space.knobs if len(knob.kept) > 1}
+    return {**places, **{name: str(candidate[name]) for name, given in space.choices.items() if len(given) > 1}}
+
+
+def decoded(space: Space, params: Mapping[str, Any]) -> Candidate:
+    """The candidate that parameters stand for."""
+    counts = {knob.name: knob.kept[int(params.get(knob.name, len(knob.kept) - 1))] for knob in space.knobs}
+    return {**counts, **{name: str(params.get(name, given[0])) for name, given in space.choices.items()}}

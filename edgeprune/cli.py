@@ -45,8 +45,6 @@ from edgeprune.errors import EdgepruneError
 if TYPE_CHECKING:
     from edgeprune.target import Target
 
-FAMILIES = registry.families()
-
 
 def main() -> None:
     """The console script."""
@@ -411,7 +409,7 @@ def compare(runs: Sequence[str], page: str | None, as_json: bool) -> None:
 
 
 @cli.command("list")
-@click.argument("family", metavar="FAMILY", type=click.Choice(FAMILIES), required=False)
+@click.argument("family", metavar="FAMILY", type=click.Choice(registry.families()), required=False)
 @click.option("--schema", is_flag=True, help="With `recipes`: print the JSON Schema of a recipe file, for editors.")
 @as_json
 def list_(family: str | None, schema: bool, as_json: bool) -> None:

@@ -98,7 +98,8 @@ def _evaluated(ready: Ready, told: _Told, display: Display) -> bool:
         told.now()
         return True
     candidate, names = claimed.candidate, ready.box.names
-    best = [search.values(names, one.drop, one.costs) for one in _best(ready)]
+    patient = search_study.patient(search_study.sampler(ready.asked.sampler))
+    best = [] if patient else [search.values(names, one.drop, one.costs) for one in _best(ready)]
     try:
         with ready.study.alive(claimed):
             found = ready.judge(candidate, best, names, display.evaluating)

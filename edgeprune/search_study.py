@@ -439,6 +439,11 @@ def judge(module: ModuleType) -> str:
     return str(getattr(module, "JUDGE", "cut"))
 
 
+def patient(module: ModuleType) -> bool:
+    """Whether a sampler's candidates are evaluated on all samples, however poor they are."""
+    return bool(getattr(module, "PATIENT", False))
+
+
 # Workers
 
 

@@ -86,10 +86,6 @@ def test_version(capsys):
     assert capsys.readouterr().out == f"edgeprune {edgeprune.__version__}\n"
 
 
-def test_families_are_the_registrys():
-    assert registry.families() == cli.FAMILIES
-
-
 @pytest.mark.parametrize(
     "arguments",
     [

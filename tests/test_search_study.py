@@ -84,6 +84,7 @@ def test_every_sampler_is_one():
         module = search_study.sampler(name)
         assert hasattr(module, "optuna") != hasattr(module, "propose")
         assert search_study.judge(module) in ("cut", "supernet")
+        assert search_study.patient(module) == (name == "netadapt")  # which compares the drops of an iteration
 
 
 # Workers that die

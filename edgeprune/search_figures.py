@@ -157,10 +157,12 @@ def _limits(across: Scale, up: Scale, limits: tuple[float | None, float | None])
 
 
 def _legend(points: Sequence[Point]) -> Markup:
+    """Every dot just before its word, whatever the word's width comes to; what is left over stands before the next dot."""
     parts, x = [], float(WIDTH - RIGHT)
     for kind in reversed([kind for kind in KINDS if any(point.kind == kind for point in points)]):
-        parts.append(Markup('<text x="{}" y="14" class="end">{}</text>').format(x, KINDS[kind]))
-        x -= 6.6 * len(KINDS[kind]) + 8
+        x -= 6.6 * len(KINDS[kind])
+        parts.append(Markup('<text x="{}" y="14">{}</text>').format(x, KINDS[kind]))
+        x -= 9
         parts.append(Markup('<circle class="{}" cx="{}" cy="10" r="4"/>').format(kind, x))
-        x -= 16
+        x -= 18
     return Markup("").join(parts)

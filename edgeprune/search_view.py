@@ -14,7 +14,7 @@ import edgeprune
 from edgeprune import report_html, search, search_figures, yaml_files
 from edgeprune import search_space as spaces
 from edgeprune.progress import duration, printable
-from edgeprune.report_view import ABSENT, big, decimals, kib, percent, signed
+from edgeprune.report_view import ABSENT, big, decimals, kib, percent
 from edgeprune.search_space import Space
 
 Plain = Mapping[str, Any]
@@ -176,7 +176,7 @@ def _figures(found: Plain, one: Plain) -> str:
 
 
 def _drop(value: float) -> str:
-    return signed(-value, f"{abs(value):.4f}") if value else "0"
+    return f"{'−' if value < 0 else ''}{abs(value):.4f}" if value else "0"
 
 
 def _name(name: str) -> str:

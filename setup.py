@@ -17,6 +17,7 @@ TENSORFLOW = [
 ]
 
 SEARCH = ["optuna>=5.0,<6", "cmaes>=0.12,<1"]
+DATABASES = ["psycopg[binary]>=3.2,<4", "pymysql>=1.1,<2"]
 
 setup(
     name="edgeprune",
@@ -69,8 +70,8 @@ setup(
         "tfds": ["tensorflow-datasets>=4.9.9,<5"],
         "bench": ["matplotlib>=3.9,<4"],
         "search": SEARCH,
-        "postgresql": ["psycopg[binary]>=3.2,<4"],
-        "mysql": ["pymysql>=1.1,<2"],
+        "postgresql": DATABASES[:1],
+        "mysql": DATABASES[1:],
         "dev": [
             "pytest>=8,<10",
             "pytest-timeout>=2.3,<3",
@@ -79,6 +80,7 @@ setup(
             "ruff==0.17.5",
             "mypy==2.4.1",
             "types-PyYAML",
+            *DATABASES,
         ],
     },
 )

@@ -439,7 +439,7 @@ def test_a_changed_recipe_is_done_anew(league, monkeypatch):
     load = recipe.load
 
     def changed(source, overrides=None):
-        more = {"stages.sparsify.scope": "network"} if source == "one-shot" else {}
+        more = {"stages.sparsify.scope": "layer"} if source == "one-shot" else {}
         return load(source, {**more, **(overrides or {})})
 
     monkeypatch.setattr(recipe, "load", changed)

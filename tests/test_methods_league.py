@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 from test_bench import CELLS, _cell, _league
 
@@ -66,13 +67,38 @@ def test_the_benchmark_adds_a_network_to_what_is_there(tmp_path, monkeypatch):
     results.write_text(json.dumps({"leagues": {"another": {"rows": []}}}))
     result = _league()
     asked = {}
-    monkeypatch.setattr(bench_run, "run", lambda model, data, **words: (asked.update(words), (tmp_path, result))[1])
+    source = tmp_path / "mnist.npz"
+    np.savez(source, **{f"{axis}_{part}": np.arange(20_000) for axis in "xy" for part in ("train", "test")})
+    monkeypatch.setattr(
+        bench_run, "run", lambda model, data, **words: (asked.update(words, data=data), (tmp_path, result))[1]
+    )
     monkeypatch.setattr(
         "sys.argv",
-        ["x", "/somewhere/mnist.npz", "cifar10.npz", "--networks", NETWORK, "--epochs", "9", "--results", str(results)],
+        [
+            "x",
+            str(source),
+            "cifar10.npz",
+            "--networks",
+            NETWORK,
+            "--epochs",
+            "9",
+            "--results",
+            str(results),
+            "--work",
+            str(tmp_path),
+        ],
     )
     assert benchmark.main() == 0
     written = json.loads(results.read_text())["leagues"]
     assert list(written) == ["another", NETWORK]
     assert written[NETWORK]["rows"] == result["rows"]
     assert asked["epochs"] == 9 and asked["methods"] is None
+    assert written[NETWORK]["data"] == "mnist.npz"
+    with np.load(asked["data"]) as drawn:
+        assert {name: len(drawn[name]) for name in drawn} == {
+            "x_train": 12_000,
+            "y_train": 12_000,
+            "x_test": 4_000,
+            "y_test": 4_000,
+        }
+        assert (drawn["x_train"] == drawn["y_train"]).all()

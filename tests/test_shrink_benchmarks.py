@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ cost, curves, torch_pruning = (
     _script(ROOT / "benchmarks" / f"{name}.py") for name in ("surgery_cost", "shrink_curves", "torch_pruning")
 )
 generate = _script(ROOT / "docs" / "generate.py")
+figures = sys.modules["page_figures"]
 SETTINGS = curves.Settings(6, 5, 1, 128, 0.003, 0.05, "taylor", "rpi4")
 
 
@@ -179,17 +181,17 @@ def test_the_same_seed_samples_the_same_images_in_the_same_order():
 
 
 def test_tables_say_what_is_not_there_yet(monkeypatch, tmp_path):
-    monkeypatch.setattr(generate, "RESULTS", tmp_path)
+    monkeypatch.setattr(sys.modules["page_parts"], "RESULTS", tmp_path)
     for name, script in (("shrink-curves", "shrink_curves"), ("surgery-cost", "surgery_cost")):
         assert f"Not measured yet: `python benchmarks/{script}.py`" in generate.BLOCKS[name]()
     record = curves.opened(tmp_path / "none.json", SETTINGS, "cifar10.npz")
-    assert "No cell has a reference yet" in generate._shrink_curves(record)
-    assert "No network has been cut" in generate._torch_pruning({"criteria": []})
+    assert "No cell has a reference yet" in figures._shrink_curves(record)
+    assert "No network has been cut" in figures._torch_pruning({"criteria": []})
 
 
 def test_the_table_of_curves_has_the_cells_with_a_reference():
     record = {"networks": {"resnet8": ROWS}, "settings": SETTINGS._asdict(), "data": "cifar10.npz"}
-    table = generate._shrink_curves(record)
+    table = figures._shrink_curves(record)
     assert "| resnet8 | 0.5 | 2 | 0.8100 | 0.8100 | +0.0100, -0.0100 | 2.25x | 2.25x |" in table
     assert "| resnet8 | 0.25 | 1 |" in table
     assert "| resnet8 | 0.1 |" not in table

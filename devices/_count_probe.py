@@ -69,21 +69,29 @@ def images(package: Path, maps: str) -> list[tuple[int, int, int]]:
 
 
 def random_inputs(details: Sequence[dict[str, Any]]) -> list[Any]:
-    """Uniform over all of int8 or uint8, standard normal for floats; zeros where values may be indices."""
+    """Uniform over all of int8 or uint8, and in [-1, 1) for floats; zeros where values may be indices."""
+    import random
+
     import numpy as np
 
-    generator = np.random.RandomState(0)
+    generator = random.Random(0)  # noqa: S311 - numbers to multiply
     arrays = []
     for detail in details:
         shape, dtype = tuple(int(size) for size in detail["shape"]), np.dtype(detail["dtype"])
+        count = int(np.prod(shape))
         if dtype in (np.int8, np.uint8):
-            limits = np.iinfo(dtype)
-            arrays.append(generator.randint(limits.min, limits.max + 1, size=shape).astype(dtype))
+            arrays.append(np.frombuffer(_drawn(generator, count), dtype).reshape(shape))
         elif dtype.kind == "f":
-            arrays.append(generator.standard_normal(shape).astype(dtype))
+            values = np.frombuffer(_drawn(generator, 2 * count), np.uint16)
+            arrays.append((values.astype(dtype) / dtype.type(32768) - dtype.type(1)).reshape(shape))
         else:
             arrays.append(np.zeros(shape, dtype))
     return arrays
+
+
+def _drawn(generator: Any, count: int) -> bytes:
+    drawn: bytes = generator.getrandbits(8 * count).to_bytes(count, "little")
+    return drawn
 
 
 def invoke(interpreter: Any, arrays: Sequence[Any], label: int | None = None) -> None:
@@ -155,6 +163,7 @@ def _refusal(
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
     """The reply to a request."""
+    _probe.hurry()
     module, runtime = _probe.find_runtime(request["runtime"])
     for image in images(Path(os.path.realpath(module.__file__)).parent, Path("/proc/self/maps").read_text()):
         tell(*image)

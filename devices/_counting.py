@@ -15,7 +15,6 @@ for the model of latency to say; the cache model here tells it how much crosses 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import tempfile
 import time
@@ -25,8 +24,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from edgeprune import cache, files, tflite
-from edgeprune.devices import _cores, _count_probe, _emulator, _llvm, _mca, _plugin, _probe, _qemu, _wheels, qemu
+from edgeprune import tflite
+from edgeprune.devices import _cores, _count_probe, _emulator, _llvm, _mca, _plugin, _qemu, _scripts, _wheels, qemu
 from edgeprune.devices._session import read_model, start
 from edgeprune.errors import DeviceError
 from edgeprune.target import Connection, Target
@@ -36,8 +35,6 @@ WARMUPS = 2  # the first invocation lays out what the kernels keep; the second f
 WHOLE = 0  # label of the whole model; its parts follow
 TIMEOUT_S = 1800.0
 SEED = "0"  # of the guest's random numbers
-# Left without Python's tidying up, which takes the emulator as long as a small model's inference.
-SCRIPT = "import os, sys, _count_probe; os._exit(_count_probe.main(sys.argv[1:]))"
 
 Resolver = Literal["default", "without_delegates", "reference"]
 
@@ -260,32 +257,27 @@ def _run(
         name: installation.folder / "packages" / package
         for name, package in (("runtime", runtime), ("numpy", _wheels.NUMPY.folder))
     }
-    packages["scripts"] = _scripts()
+    packages["scripts"] = _scripts.folder(launcher.command, launcher.environment)
     for name, package in packages.items():
         (folder / name).symlink_to(package)
     _write_request(folder, job, content, parts)
     plugin = _plugin.option(_plugin.build(), "blocks.txt", _cache_sizes(job) if job.caches else {})
     command = [*_qemu.command(installation.folder), "-cpu", str(job.target.emulate.cpu), "-seed", SEED, "-L", "root"]
-    command += ["-plugin", plugin, f"root/{installation.python}", "-S", "-s", "-c", SCRIPT, "request.json"]
+    command += [
+        "-plugin",
+        plugin,
+        f"root/{installation.python}",
+        "-S",
+        "-s",
+        *_scripts.start("_count_probe"),
+        "request.json",
+    ]
     environment = {**launcher.environment, "PYTHONPATH": ":".join(packages)}
     with start(command, environment, folder, "words.txt") as child:
         reply = child.answer(job.timeout_s)
         child.process.wait(job.timeout_s)
     with (folder / "blocks.txt").open(encoding="ascii") as stream:
         return reply, _plugin.read(stream)
-
-
-def _scripts() -> Path:
-    """The folder of both scripts in the cache, where the guest's Python finds what it compiled of them the last time."""
-    contents = {
-        Path(str(script.__file__)).name: Path(str(script.__file__)).read_bytes() for script in (_probe, _count_probe)
-    }
-    folder = cache.folder("probe", hashlib.sha256(b"".join(contents.values())).hexdigest()[:16])
-    with cache.writing("probe", folder):
-        for name, content in contents.items():
-            if not (folder / name).exists():
-                files.write_bytes_atomic(folder / name, content)
-    return folder
 
 
 def _write_request(folder: Path, job: _Job, content: bytes, parts: Sequence[Part]) -> None:

@@ -33,7 +33,6 @@ The reply's times are integers in nanoseconds and cover ``invoke()`` alone. A fa
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import platform
@@ -41,7 +40,8 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable
-from importlib import import_module
+from importlib import import_module, util
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,9 @@ DEFAULTS = {
 
 TELL_S = 0.5  # between two lines of a stream
 THROTTLED_FILE = "/sys/devices/platform/soc/soc:firmware/get_throttled"
+
+# What `import numpy` brings and no runtime asks for: half a second under an emulator, or on a small board.
+UNASKED = frozenset({"numpy.fft", "numpy.ma", "numpy.polynomial", "numpy.random"})
 
 Tell = Any  # a function of one event; Callable[[Any], None] is more than Python 3.8 can say here
 
@@ -121,6 +124,24 @@ def find_runtime(wanted: str | None) -> tuple[Any, dict[str, Any]]:
     raise ProbeError("runtime", f"no runtime can be imported ({listed(reasons)}); pip install {names[-1]}")
 
 
+class Later:
+    """Finds modules that are loaded when something of them is asked for."""
+
+    @staticmethod
+    def find_spec(name: str, path: Any = None, target: Any = None) -> Any:
+        """As `importlib.abc.MetaPathFinder.find_spec`."""
+        found = PathFinder.find_spec(name, path, target) if name in UNASKED else None
+        if found is not None and found.loader is not None:
+            found.loader = util.LazyLoader(found.loader)
+        return found
+
+
+def hurry() -> None:
+    """Leave out of NumPy what nobody may ask for, until somebody does; before NumPy is imported."""
+    if Later not in sys.meta_path:
+        sys.meta_path.insert(0, Later)
+
+
 def describe_machine() -> dict[str, Any]:
     """What this machine says of itself."""
     return {
@@ -130,6 +151,12 @@ def describe_machine() -> dict[str, Any]:
         "platform": platform.platform(),
         "python": platform.python_version(),
     }
+
+
+def _sha256(content: bytes) -> str:
+    import hashlib  # where programs only start, they need not wait for it
+
+    return hashlib.sha256(content).hexdigest()
 
 
 def _cpu_name() -> str | None:
@@ -491,14 +518,14 @@ def _run(
     if request["outputs"] is not None:
         np.savez(request["outputs"], **{str(index): array for index, array in enumerate(outputs)})
     return {
-        "model": {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()},
+        "model": {"bytes": len(content), "sha256": _sha256(content)},
         "inputs": [describe_tensor(detail) for detail in inputs],
         "outputs": [describe_tensor(detail) for detail in runner.outputs],
         "warmups_ns": warmups,
         "samples_ns": samples,
         "conditions": {"before": before, "after": after} if request["conditions"] else None,
         "evaluated": evaluated,
-        "digests": [hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest() for array in outputs],
+        "digests": [_sha256(np.ascontiguousarray(array).tobytes()) for array in outputs],
         "arena": measure_arena(interpreter, content),
     }
 
@@ -614,7 +641,7 @@ def soak(request: dict[str, Any], seconds: float, every_s: float, log: str | Non
         raise ProbeError("model", str(error)) from error
     interpreter, _ = load(module, content, request["threads"], request["resolver"], request["delegate"])
     runner = Runner(interpreter, read_inputs(request, interpreter.get_input_details()))
-    model = {"file": request["model"], "sha256": hashlib.sha256(content).hexdigest()}
+    model = {"file": request["model"], "sha256": _sha256(content)}
     head = {"schema": SCHEMA, "event": "soak", "model": model, "runtime": runtime, "device": describe_machine()}
     _log(sink, dict(head, threads=request["threads"], pinned_to=cores, started=time.strftime("%Y-%m-%dT%H:%M:%S%z")))
     rows: list[dict[str, Any]] = []
@@ -676,6 +703,7 @@ def main(arguments: list[str]) -> int:
     requested = arguments[0] if len(arguments) == 1 and arguments[0].endswith(".json") else None
     asks = requested is None and (bool(arguments) or sys.stdin.isatty())
     words = parse_arguments(arguments) if asks else None
+    hurry()
     sys.stdout.flush()
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)

@@ -48,6 +48,7 @@ class Launcher:
         runtime: package to use; None: the one that is there.
         workers: processes that may share an evaluation; 1 where times matter.
         delegate: shared library of the delegate to run models with; None: none.
+        program: what stands for the probe behind the command.
     """
 
     command: tuple[str, ...]
@@ -58,6 +59,7 @@ class Launcher:
     runtime: str | None = None
     workers: int = 1
     delegate: str | None = None
+    program: tuple[str, ...] = (str(PROBE),)
 
 
 @contextlib.contextmanager
@@ -96,7 +98,7 @@ class ProbeSession:
         body = self._body(index, share) | {"model": model}
         path = self._folder / f"request{index}.json"
         path.write_text(json.dumps(body), encoding="utf-8")
-        command = [*self._launcher.command, str(PROBE), str(path)]
+        command = [*self._launcher.command, *self._launcher.program, str(path)]
         with start(command, self._launcher.environment, self._folder, f"words{index}.txt") as child:
             yield child
 

@@ -7,11 +7,14 @@ emulator's own and are not reported. What it can count is what an inference cost
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+from edgeprune.devices import _scripts
 from edgeprune.devices._emulator import HOW, Installation, find, install, remove, status, unsupported
 from edgeprune.devices._session import ProbeSession, open_session
 from edgeprune.errors import DeviceError
@@ -56,7 +59,10 @@ def session(target: Target, connection: Connection) -> Iterator[ProbeSession]:
     installation = find()
     if reason or installation is None or target.emulate.cpu is None:
         raise DeviceError(f"'{target.name}' cannot be emulated: {reason}.")
-    with open_session(installation.launcher(target.emulate.cpu, target.runtime.package)) as opened:
+    launcher = installation.launcher(target.emulate.cpu, target.runtime.package)
+    scripts = _scripts.folder(launcher.command, launcher.environment)
+    environment = {**launcher.environment, "PYTHONPATH": f"{launcher.environment['PYTHONPATH']}{os.pathsep}{scripts}"}
+    with open_session(replace(launcher, environment=environment, program=_scripts.start("_probe"))) as opened:
         yield opened
 
 

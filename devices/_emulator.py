@@ -31,7 +31,7 @@ from typing import Any
 
 from edgeprune import cache, files
 from edgeprune.devices import _debian, _llvm, _qemu, _wheels
-from edgeprune.devices._session import Launcher, open_session
+from edgeprune.devices._session import PROBE, Launcher, open_session
 from edgeprune.errors import DeviceError, MissingDependency
 from edgeprune.progress import Progress
 
@@ -341,12 +341,24 @@ def _digests(archives: list[Path]) -> dict[str, str]:
     return {path.name: _sha256(path) for path in archives}
 
 
+# The probe as it is started by its path, after all that it puts off importing.
+ALL = """
+import runpy, sys
+import numpy.fft, numpy.ma, numpy.polynomial, numpy.random
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
 def _first_start(installation: Installation) -> None:
     """Import every runtime once under the emulator: proves that it runs, and leaves the bytecode for fast starts."""
     for runtime, version in installation.runtimes.items():
         launcher = installation.launcher("max", runtime)
         environment = {key: value for key, value in launcher.environment.items() if key != "PYTHONDONTWRITEBYTECODE"}
-        with open_session(Launcher(launcher.command, environment, "emulated", runtime=runtime)) as session:
+        program = ("-c", ALL, str(PROBE))
+        with open_session(
+            Launcher(launcher.command, environment, "emulated", runtime=runtime, program=program)
+        ) as session:
             found = session.identify()["runtime"]
         if found["version"] != version:
             raise DeviceError(

@@ -180,7 +180,7 @@ def _base(name: str, seed: int, source: Path, work: Path) -> _Base:
     few = samples.train.select(np.linspace(0, len(samples.train) - 1, SIGNAL_SAMPLES).round().astype(int))
     batches = list(_batched(few))
     vessel = _vessel(model, samples)
-    vessel.pour(model)
+    vessel.pour(model, samples)
     facts = {"metric": vessel.accuracy(samples), **_cost(model)._asdict()}
     return _Base(model, samples, batches, facts, {})
 
@@ -192,7 +192,7 @@ def _trained(network: Network, seed: int, source: Path) -> Any:
     model = registry.module("models", network.model).build(**network.options)
     samples = _samples(source, network.float_samples, network.test)
     vessel = _Vessel(model, samples, network.float_epochs)
-    vessel.pour(model)
+    vessel.pour(model, samples)
     vessel.tune(samples, seed)
     model.set_weights(vessel.model.get_weights())
     return model
@@ -216,7 +216,7 @@ def _shrunk(cell: Cell, base: _Base, sizes: dict[str, int]) -> dict[str, Any]:
         cut = rules.cut(scores, cell.aim, number / rounds)
         model = surgery.shrink(model, cut)
         vessel = _vessel(model, base.data, EPOCHS // rounds)
-        vessel.pour(model)
+        vessel.pour(model, base.data)
         if rounds == 1:
             before = {"metric_untuned": vessel.accuracy(base.data)}
         vessel.tune(base.data, 10 * cell.seed + number)
@@ -254,7 +254,7 @@ def _pruned(cell: Cell, base: _Base) -> dict[str, Any]:
     scores = {layer: function(**{name: given[name] for name in wanted}) for layer, given in signals.items()}
     keep = masks.masks(scores, cell.aim, granularity.weight(), "network")
     vessel = _vessel(base.model, base.data)
-    vessel.pour(base.model, keep)
+    vessel.pour(base.model, base.data, keep)
     untuned = vessel.accuracy(base.data)
     vessel.tune(base.data, 10 * cell.seed + 1)
     kept = {layer: int(np.count_nonzero(vessel.model.get_layer(layer).kernel)) for layer in keep}
@@ -306,7 +306,7 @@ class _Vessel:
         self.model.compile(self.optimizer, loss, steps_per_execution=min(training.STEPS_PER_CALL, self.steps))
         self.optimizer.build(self.model.trainable_variables)
         self.fresh = [variable.numpy() for variable in self.optimizer.variables]
-        self.settle = statistics.Statistics(self.model)
+        self.statistics = statistics.Statistics(self.model)
         self.outputs = tf.function(lambda x: self.model(x, training=False), reduce_retracing=True)
 
     def _copied(self, layer: Any) -> Any:
@@ -319,25 +319,30 @@ class _Vessel:
             fresh.kernel_constraint = _multiplied(mask)
         return fresh
 
-    def pour(self, model: Any, keep: Mapping[str, Any] | None = None) -> None:
-        """Take the weights of a model of these shapes; of kernels that a mask is given for only what it keeps."""
+    def pour(self, model: Any, samples: data.Data, keep: Mapping[str, Any] | None = None) -> None:
+        """Take the weights of a model of these shapes, of kernels that a mask is given for only what it keeps, and settle."""
         self.model.set_weights(model.get_weights())
         for name, mask in self.masks.items():
             mask.assign((keep or {}).get(name, np.ones(mask.shape)).astype("float32"))
             kernel = self.model.get_layer(name).kernel
             kernel.assign(kernel * mask)
+        self._settle(samples)
 
     def tune(self, samples: data.Data, seed: int) -> None:
-        """Train for the epochs of one tuning, with an optimizer that knows of no earlier one, and settle before and after."""
-        from edgeprune.keras import feeding, statistics
+        """Train for the epochs of one tuning, with an optimizer that knows of no earlier one, and settle."""
+        from edgeprune.keras import feeding
 
-        inputs = [x for x, _ in feeding.ordered(samples.train, statistics.BATCH)]
-        self.settle(inputs)
         for variable, value in zip(self.optimizer.variables, self.fresh, strict=True):
             variable.assign(value)
         batches = feeding.training(samples.train, TUNE.batch_size, seed, 0, self.epochs)
         self.model.fit(batches, epochs=self.epochs, steps_per_epoch=self.steps, verbose=0)
-        self.settle(inputs)
+        self._settle(samples)
+
+    def _settle(self, samples: data.Data) -> None:
+        """Average BatchNormalization's statistics anew, as the shrink stage does after a cut and after a training."""
+        from edgeprune.keras import feeding, statistics
+
+        self.statistics([x for x, _ in feeding.ordered(samples.train, statistics.BATCH)])
 
     def accuracy(self, samples: data.Data) -> float:
         found = np.concatenate([self.outputs(x).numpy().argmax(axis=-1) for x, _ in _test_batches(samples)])

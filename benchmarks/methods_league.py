@@ -10,14 +10,13 @@ was killed goes on, and further methods are added.
 from __future__ import annotations
 
 import argparse
-import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 from rich.console import Console
+from subset import subset
 
 from edgeprune import bench_live, bench_run, files
 
@@ -68,7 +67,7 @@ def main() -> int:
         terms = LEAGUES[name]
         _, result = bench_run.run(
             terms.model,
-            str(_drawn(sources[name], terms, arguments.work)),
+            str(subset(Path(sources[name]), terms.train, terms.test, arguments.work)),
             epochs=arguments.epochs or terms.epochs,
             seeds=terms.seeds,
             shares=terms.shares,
@@ -84,26 +83,6 @@ def main() -> int:
         record["leagues"][name] = {**result, "data": Path(sources[name]).name, "train": terms.train, "test": terms.test}
         files.write_text_atomic(arguments.results, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     return 0
-
-
-def _drawn(source: str, terms: League, work: Path) -> Path:
-    """The samples of a league as a file of their own."""
-    path = work / f"{Path(source).stem}-{terms.train}-{terms.test}.npz"
-    if not path.exists():
-        random, arrays = np.random.Generator(np.random.PCG64(0)), {}
-        with np.load(source) as stored:
-            for part, count in (("train", terms.train), ("test", terms.test)):
-                chosen = np.sort(random.permutation(len(stored[f"y_{part}"]))[:count])
-                arrays |= {f"{axis}_{part}": stored[f"{axis}_{part}"][chosen] for axis in "xy"}
-        work.mkdir(parents=True, exist_ok=True)
-        files.write_bytes_atomic(path, _npz(arrays))
-    return path
-
-
-def _npz(arrays: Mapping[str, np.ndarray]) -> bytes:
-    stream = io.BytesIO()
-    np.savez_compressed(stream, **arrays)
-    return stream.getvalue()
 
 
 if __name__ == "__main__":

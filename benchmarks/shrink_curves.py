@@ -1,6 +1,6 @@
 """How far a network shrinks for how little: accuracy against MACs and bytes, int8 end to end.
 
-    python benchmarks/shrink_curves.py resnet8-wide@0.4 resnet8@0.75,0.5,0.35 cifar10.npz [--seeds 0,1,2] [--work FOLDER]
+    python benchmarks/shrink_curves.py resnet8-wide@0.4 resnet8@0.75,0.5,0.35 cifar10.npz [--train 10000 --test 4000]
     python benchmarks/shrink_curves.py --summary           what the results say
     python benchmarks/shrink_curves.py --picture           docs/pictures/shrink_curves.svg (needs matplotlib)
 
@@ -27,6 +27,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from subset import subset
+
 from edgeprune import files
 from edgeprune.errors import RecipeError
 
@@ -50,6 +52,7 @@ class Settings(NamedTuple):
     """What every build has in common; results of other settings are not put into one file.
 
     Attributes:
+        train, test: samples that are drawn of each split; 0: all.
         train_epochs: of the base.
         shrink_epochs, quantize_epochs: after the cut, and with fake quantizers; the reference gets as many as both.
         batch_size: samples per step.
@@ -59,6 +62,8 @@ class Settings(NamedTuple):
         target: whose channel multiples the cuts keep to.
     """
 
+    train: int
+    test: int
     train_epochs: int
     shrink_epochs: int
     quantize_epochs: int
@@ -80,6 +85,8 @@ def main() -> int:
         return 0
     settings = Settings(*(getattr(arguments, name) for name in Settings._fields))
     record = opened(arguments.results, settings, Path(arguments.data).name)
+    if settings.train:
+        arguments.data = str(subset(Path(arguments.data), settings.train, settings.test, arguments.work))
     for seed in arguments.seeds:
         for given in arguments.networks:
             _curve(network(given), seed, settings, arguments, record)
@@ -90,6 +97,8 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("words", nargs="*", metavar="MODEL[@SHARES] ... DATA", help="networks, and the .npz at the end")
     parser.add_argument("--seeds", type=lambda text: [int(word) for word in text.split(",")], default=[0, 1, 2])
+    parser.add_argument("--train", type=int, default=0, help="training samples, drawn once; 0: all")
+    parser.add_argument("--test", type=int, default=0, help="test samples, with --train")
     parser.add_argument("--train-epochs", type=int, default=6)
     parser.add_argument("--shrink-epochs", type=int, default=5)
     parser.add_argument("--quantize-epochs", type=int, default=1)

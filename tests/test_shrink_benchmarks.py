@@ -28,7 +28,7 @@ cost, curves, torch_pruning = (
 )
 generate = _script(ROOT / "docs" / "generate.py")
 figures = sys.modules["page_figures"]
-SETTINGS = curves.Settings(6, 5, 1, 128, 0.003, 0.05, "taylor", "rpi4")
+SETTINGS = curves.Settings(0, 0, 6, 5, 1, 128, 0.003, 0.05, "taylor", "rpi4")
 
 
 def _file(metric, macs=100, size=1000):

@@ -10,7 +10,9 @@ torch_pruning_side.py, runs in that venv and exchanges .npz files with this one.
   channels for itself, once all kernels that make or read them. After the transformation that is named, both are divided by
   their mean; written are the rank correlation and the largest difference of any channel.
 * accuracy: both sides cut the same network to half of its multiply-accumulates, ranking over the whole network with their
-  own defaults, and fine-tune it: same images, order, batches, optimizer, learning rate, penalty and epochs, one thread each.
+  own defaults, and fine-tune it: same images, order, batches, optimizer, learning rate, penalty and epochs, one thread each. Each treats
+  BatchNormalization as it does for its users: torch moves its averages by a tenth per step, edgeprune averages anew after the
+  cut and after the training.
 
 What is in benchmarks/results/torch_pruning.json already is not done again; with other settings, give another --results.
 """
@@ -352,6 +354,7 @@ def _ours(
     arguments: argparse.Namespace, given: Arrays, settings: Settings, criterion: str, seed: int
 ) -> dict[str, Any]:
     from edgeprune.keras import costs, keras, surgery
+    from edgeprune.keras import statistics as statistics_of
 
     keras.utils.set_random_seed(seed)
     model = _loaded(arguments.model)
@@ -359,6 +362,10 @@ def _ours(
     meter = costs.Meter(model)
     cut = _cut(model, meter, given, settings, criterion)
     small = surgery.shrink(model, cut)
+    settle, batch = statistics_of.Statistics(small), statistics_of.BATCH
+    few = given["x_train"][: statistics_of.SAMPLES].astype(np.float32)
+    inputs = [few[start : start + batch] for start in range(0, len(few), batch)]
+    settle(inputs)
     after_cut = _accuracy(small, given)
     steps = settings.epochs * -(-len(given["x_train"]) // settings.batch_size)
     rate = keras.optimizers.schedules.CosineDecay(settings.learning_rate, steps)
@@ -366,6 +373,7 @@ def _ours(
     for order in given["orders"]:
         x, y = given["x_train"][order].astype(np.float32), given["y_train"][order]
         small.fit(x, y, batch_size=settings.batch_size, epochs=1, shuffle=False, verbose=0)
+    settle(inputs)
     return {
         "before": round(before, 5),
         "after_cut": round(after_cut, 5),

@@ -24,7 +24,7 @@ from torch.nn import functional
 from torch_pruning.pruner import importance
 
 HALVINGS = 12  # of the interval that the pruning ratio is searched in
-KERAS_BN = {"eps": 1e-3, "momentum": 0.01}  # Keras' momentum is what stays, torch's what comes
+KERAS_BN = {"eps": 1e-3, "momentum": 0.1}  # as torch has it by default, but for the constant
 L2 = 1e-4  # of every convolution's kernel, as in models/resnet8.py
 Arrays = Mapping[str, np.ndarray]
 

@@ -257,7 +257,7 @@ def _run(
         name: installation.folder / "packages" / package
         for name, package in (("runtime", runtime), ("numpy", _wheels.NUMPY.folder))
     }
-    packages["scripts"] = _scripts.folder(launcher.command, launcher.environment)
+    packages["scripts"] = _scripts.folder(installation, launcher)
     for name, package in packages.items():
         (folder / name).symlink_to(package)
     _write_request(folder, job, content, parts)

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeprune import cache, files
-from edgeprune.devices import _debian, _llvm, _qemu, _wheels
+from edgeprune.devices import _debian, _llvm, _probe, _qemu, _wheels
 from edgeprune.devices._session import PROBE, Launcher, open_session
 from edgeprune.errors import DeviceError, MissingDependency
 from edgeprune.progress import Progress
@@ -342,9 +342,9 @@ def _digests(archives: list[Path]) -> dict[str, str]:
 
 
 # The probe as it is started by its path, after all that it puts off importing.
-ALL = """
+ALL = f"""
 import runpy, sys
-import numpy.fft, numpy.ma, numpy.polynomial, numpy.random
+import {", ".join(sorted(_probe.UNASKED))}
 del sys.argv[0]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import subprocess
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from edgeprune import cache, files
 from edgeprune.devices import _count_probe, _probe
+from edgeprune.devices._emulator import HOW, Installation
+from edgeprune.devices._session import Launcher
 from edgeprune.errors import DeviceError
 
 MODULES = (_probe, _count_probe)
+TIMEOUT_S = 300.0  # for what takes a second or two
 COMPILE = """
 import py_compile, sys
 for path in sys.argv[1:]:
@@ -24,39 +26,47 @@ for path in sys.argv[1:]:
 """
 
 
-def folder(python: Sequence[str], environment: Mapping[str, str]) -> Path:
+def folder(installation: Installation, launcher: Launcher) -> Path:
     """Where both lie, in the cache; made when it is not there, in one step.
 
     Args:
-        python: how the emulated Python is started.
-        environment: of it.
+        installation: whose Python they are compiled by, and for: its name tells its version.
+        launcher: how that is started.
 
     Raises:
-        DeviceError: the cache cannot be written, or the Python does not run.
+        DeviceError: the cache cannot be written, or the Python does not run, or does not end.
     """
     sources = [Path(str(module.__file__)) for module in MODULES]
     contents = {source.name: source.read_bytes() for source in sources}
-    digest = hashlib.sha256(b"".join([*contents.values(), *map(str.encode, python[-3:])])).hexdigest()
+    digest = hashlib.sha256(b"".join([*contents.values(), installation.python.encode()])).hexdigest()
     place = cache.folder("probe", digest[:16])
     if place.exists():
         return place
     with cache.writing("probe", place.parent), files.temporary_folder(place) as made:
         for name, content in contents.items():
             (made / name).write_bytes(content)
-        paths = [str(made / name) for name in contents]
+        _compile(launcher, [str(made / name) for name in contents])
+    return place
+
+
+def _compile(launcher: Launcher, paths: list[str]) -> None:
+    try:
         done = subprocess.run(
-            [*python, "-c", COMPILE, *paths],
-            env=dict(environment),
+            [*launcher.command, "-c", COMPILE, *paths],
+            env=dict(launcher.environment),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
             check=False,
+            timeout=TIMEOUT_S,
         )
-        if done.returncode:
-            raise DeviceError(
-                f"The emulated Python does not run: {done.stderr[-300:]}. Try: edgeprune emulator install --force"
-            )
-    return place
+    except subprocess.TimeoutExpired as error:
+        raise DeviceError(
+            f"The emulated Python did not compile two scripts in {TIMEOUT_S:g} s. Try again when this machine has less to do, or: "
+            f"{HOW} --force"
+        ) from error
+    if done.returncode:
+        raise DeviceError(f"The emulated Python does not run: {done.stderr[-300:]}. Try: {HOW} --force")
 
 
 def start(name: str) -> tuple[str, str]:

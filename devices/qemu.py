@@ -60,7 +60,7 @@ def session(target: Target, connection: Connection) -> Iterator[ProbeSession]:
     if reason or installation is None or target.emulate.cpu is None:
         raise DeviceError(f"'{target.name}' cannot be emulated: {reason}.")
     launcher = installation.launcher(target.emulate.cpu, target.runtime.package)
-    scripts = _scripts.folder(launcher.command, launcher.environment)
+    scripts = _scripts.folder(installation, launcher)
     environment = {**launcher.environment, "PYTHONPATH": f"{launcher.environment['PYTHONPATH']}{os.pathsep}{scripts}"}
     with open_session(replace(launcher, environment=environment, program=_scripts.start("_probe"))) as opened:
         yield opened

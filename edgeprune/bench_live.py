@@ -14,7 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from edgeprune import bench
+from edgeprune import bench, tables
 from edgeprune.bench import Cell
 from edgeprune.progress import Terminal, duration, left, position, printable
 from edgeprune.report_view import decimals, kib
@@ -139,9 +139,7 @@ class Board:
 
 def _table(rows: Sequence[Plain]) -> Table:
     """The rows so far, the newest last."""
-    drawn = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 2, 0, 0))
-    for number, word in enumerate(("method", "share", "metric", "zeros", "compressed", "training")):
-        drawn.add_column(word, justify="left" if number == 0 else "right", no_wrap=True)
+    drawn = tables.columned(("method", "share", "metric", "zeros", "compressed", "training"), header_style="dim")
     for row in rows:
         metric = row["metric"]
         drawn.add_row(

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 import edgeprune
-from edgeprune import bench, bench_figures, report_html
+from edgeprune import bench, bench_figures, report_html, tables
 from edgeprune.progress import duration, printable
 from edgeprune.report_view import ABSENT, big, decimals, kib, percent, share, signed
 
@@ -236,9 +236,7 @@ def terminal(result: Plain) -> RenderableType:
 
 def table(result: Plain, section: Section) -> Table:
     """One section."""
-    drawn = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
-    for number, word in enumerate(head(result)):
-        drawn.add_column(word, justify="left" if number == 0 else "right", no_wrap=True)
+    drawn = tables.columned(head(result))
     drawn.add_column("", no_wrap=True)
     for line in section.lines:
         style = "dim" if line.kind == "nothing" else ""

@@ -17,6 +17,41 @@ PAPER = re.compile(r'[A-Z][\w-]+ (?:et al\.|& [A-Z][\w-]+), "[^"]+" \(\d{4}\)')
 COST = re.compile(r"Cost: (.+?)\.(?:\n\n|$)", re.DOTALL)
 
 
+class _Said(NamedTuple):
+    """What a docstring says in the forms of its family; what a family does not ask for may be empty."""
+
+    purpose: str
+    equation: str
+    papers: tuple[str, ...]
+    cost: str
+
+
+def _said(member: str, text: str, symbol: str = "", costs: bool = True) -> _Said:
+    """A docstring's parts.
+
+    Args:
+        member: whose it is, below ``edgeprune``.
+        text: all of it.
+        symbol: of what the equation in its first line is of; "": there is none.
+        costs: whether it has to tell a cost.
+
+    Raises:
+        ValueError: a part is missing; which.
+    """
+    purpose, _, equation = summary(text).partition(f": {symbol} ") if symbol else (summary(text), "", "")
+    papers = tuple(PAPER.findall(" ".join(text.split())))
+    cost = COST.search(text)
+    parts = {
+        f": {symbol} = equation": equation or not symbol,
+        'Author et al., "Title" (year)': papers,
+        "Cost: ...": cost or not costs,
+    }
+    missing = [form for form, found in parts.items() if not found]
+    if missing:
+        raise ValueError(f"The docstring of edgeprune.{member} lacks {', '.join(missing)}.")
+    return _Said(purpose, f"{symbol} {equation}".strip(), papers, " ".join(cost[1].split()) if cost else "")
+
+
 class Criterion(NamedTuple):
     """What a criterion's docstring and signature say.
 
@@ -46,22 +81,10 @@ def criterion(name: str) -> Criterion:
     """
     function = registry.function("criteria", name)
     text = inspect.getdoc(function) or ""
-    purpose, _, equation = summary(text).partition(": score ")
-    papers = tuple(" ".join(found.split()) for found in PAPER.findall(re.sub(r"\s*\n\s*", " ", text)))
-    cost = COST.search(text)
-    parts = {": score = equation": equation, 'Author et al., "Title" (year)': papers, "Cost: ...": cost}
-    missing = [form for form, found in parts.items() if not found]
-    if missing or cost is None:
-        raise ValueError(f"The docstring of edgeprune.criteria.{name} lacks {', '.join(missing)}.")
     returned = text.partition("Returns:")[2]
-    return Criterion(
-        purpose=purpose,
-        equation=f"score {equation}",
-        papers=papers,
-        signals=tuple(inspect.signature(function).parameters),
-        cost=" ".join(cost[1].split()),
-        per_weight="Same shape" in returned,
-    )
+    signals = tuple(inspect.signature(function).parameters)
+    said = _said(f"criteria.{name}", text, "score")
+    return Criterion(said.purpose, said.equation, said.papers, signals, said.cost, "Same shape" in returned)
 
 
 class PenaltyFacts(NamedTuple):
@@ -88,12 +111,8 @@ def penalty(name: str) -> PenaltyFacts:
         ValueError: its docstring has no equation or no paper.
     """
     function = registry.function("penalties", name)
-    text = inspect.getdoc(function) or ""
-    purpose, _, equation = summary(text).partition(": P = ")
-    papers = tuple(PAPER.findall(re.sub(r"\s*\n\s*", " ", text)))
-    if not equation or not papers:
-        raise ValueError(f'The docstring of edgeprune.penalties.{name} lacks ": P = equation" or a paper.')
-    return PenaltyFacts(purpose, f"P = {equation}", papers, next(iter(inspect.signature(function).parameters)))
+    said = _said(f"penalties.{name}", inspect.getdoc(function) or "", "P", costs=False)
+    return PenaltyFacts(said.purpose, said.equation, said.papers, next(iter(inspect.signature(function).parameters)))
 
 
 class SamplerFacts(NamedTuple):
@@ -124,16 +143,10 @@ def sampler(name: str) -> SamplerFacts:
     if name not in registry.names("samplers"):
         raise registry.unknown("sampler", name, registry.names("samplers"))
     tree = ast.parse(_source("samplers", name))
-    purpose, _, text = (ast.get_docstring(tree) or "").partition("\n\n")
-    papers = tuple(PAPER.findall(re.sub(r"\s*\n\s*", " ", text)))
-    cost = COST.search(text)
-    missing = [
-        form for form, found in {'Author et al., "Title" (year)': papers, "Cost: ...": cost}.items() if not found
-    ]
-    if missing or cost is None:
-        raise ValueError(f"The docstring of edgeprune.samplers.{name} lacks {', '.join(missing)}.")
-    words = (text[: cost.start()] + text[cost.end() :]).strip()
-    return SamplerFacts(summary(purpose), words, papers, " ".join(cost[1].split()), _constant(tree, "JUDGE", "cut"))
+    text = ast.get_docstring(tree) or ""
+    said = _said(f"samplers.{name}", text)
+    more = COST.sub("", text.partition("\n\n")[2]).strip()
+    return SamplerFacts(said.purpose, more, said.papers, said.cost, _constant(tree, "JUDGE", "cut"))
 
 
 def _constant(tree: ast.Module, name: str, default: str) -> str:

@@ -30,13 +30,14 @@ from edgeprune.cli_options import (
     budgets,
     console,
     data_help,
-    members,
     overrides,
     print_json,
-    recipe_help,
+    quiet,
+    recipe,
+    samples,
     say,
     show,
-    target_help,
+    target,
     target_or_rpi4,
     trust,
 )
@@ -95,22 +96,10 @@ def cli() -> None:
 @cli.command(cls=WithRecipe)
 @click.argument("model", required=False)
 @click.option("--data", metavar="DATA", help=data_help)
-@click.option("--target", metavar="TARGET", shell_complete=members("targets"), help=f"{target_help}  [default: rpi4]")
-@click.option(
-    "--recipe",
-    metavar="RECIPE",
-    shell_complete=members("recipes", "methods"),
-    help=f"{recipe_help}  [default: the target's]",
-)
+@target
+@recipe()
 @click.option("--out", metavar="DIR", help="The run folder.  [default: runs/MODEL-TARGET-RECIPE]")
-@click.option(
-    "--set",
-    "overrides",
-    metavar="KEY=VALUE",
-    multiple=True,
-    callback=overrides,
-    help="Change a value of the recipe; repeatable.",
-)
+@overrides()
 @budgets
 @board
 @click.option(
@@ -120,7 +109,7 @@ def cli() -> None:
 )
 @click.option("--force", is_flag=True, help="Replace another run in the run folder.")
 @trust
-@click.option("--quiet", is_flag=True, help="No progress.")
+@quiet
 @as_json
 @click.pass_obj
 def build(command: str, as_json: bool, quiet: bool, **words: Any) -> int:
@@ -309,10 +298,8 @@ def _check_file(path: Path, target: Target, require_mapped: bool, as_json: bool)
 @cli.command()
 @click.argument("model", metavar="MODEL")
 @click.argument("file", metavar="FILE.tflite")
-@click.option("--data", metavar="DATA", required=True, help=f"{data_help}")
-@click.option(
-    "--samples", type=click.IntRange(1), metavar="N", default=32, show_default=True, help="Samples to compare on."
-)
+@click.option("--data", metavar="DATA", required=True, help=data_help)
+@samples(32, "Samples to compare on.")
 @click.option(
     "--min-snr",
     type=float,
@@ -321,12 +308,7 @@ def _check_file(path: Path, target: Target, require_mapped: bool, as_json: bool)
     show_default=True,
     help="Signal-to-noise ratio below which a layer is bad, dB.",
 )
-@click.option(
-    "--recipe",
-    metavar="RECIPE",
-    shell_complete=members("recipes", "methods"),
-    help="Whose `data` block says how DATA is read (preprocess, split).  [default: the run folder's]",
-)
+@recipe("Whose `data` block says how DATA is read (preprocess, split).  [default: the run folder's]")
 @trust
 @as_json
 def verify(
@@ -460,13 +442,8 @@ def doctor(as_json: bool) -> int:
     help=".keras, .h5, SavedModel folder, or module:function.  [default: the folder's only model file]",
 )
 @click.option("--data", metavar="DATA", help=f"{data_help}  [default: the folder's only .npz]")
-@click.option("--target", metavar="TARGET", shell_complete=members("targets"), help=f"{target_help}  [default: rpi4]")
-@click.option(
-    "--recipe",
-    metavar="RECIPE",
-    shell_complete=members("recipes", "methods"),
-    help=f"{recipe_help}  [default: the target's]",
-)
+@target
+@recipe()
 @click.option("--force", is_flag=True, help="Replace the edgeprune.yaml that is there.")
 def init(force: bool, **words: str | None) -> None:
     """Write a commented edgeprune.yaml.

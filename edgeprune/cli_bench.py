@@ -9,14 +9,16 @@ import click
 
 from edgeprune.cli_options import (
     DONE,
-    INTERRUPTED,
     NAMED_ERROR,
     as_json,
-    console,
     data_help,
+    interrupted,
     overrides,
-    print_json,
+    progress_console,
+    quiet,
     say,
+    separated,
+    show,
     target_or_rpi4,
     trust,
 )
@@ -45,10 +47,6 @@ def _seeds(context: click.Context, parameter: click.Parameter, given: str) -> li
     return found
 
 
-def _words(_context: click.Context, _parameter: click.Parameter, given: str | None) -> list[str] | None:
-    return None if given is None else [word.strip() for word in given.split(",") if word.strip()]
-
-
 @click.group()
 def bench() -> None:
     """Compare on equal terms."""
@@ -69,20 +67,13 @@ def bench() -> None:
     help="Shares that every method is asked to remove, of the weights or of the multiply-accumulates, 0..1.",
 )
 @click.option(
-    "--methods", metavar="NAME,NAME...", callback=_words, help="Names of `edgeprune list methods`.  [default: all]"
+    "--methods", metavar="NAME,NAME...", callback=separated, help="Names of `edgeprune list methods`.  [default: all]"
 )
 @click.option("--jobs", type=click.IntRange(1), metavar="N", default=1, show_default=True, help="Builds side by side.")
 @click.option("--out", metavar="DIR", help="Where everything goes.  [default: runs/MODEL-methods]")
-@click.option(
-    "--set",
-    "overrides",
-    metavar="KEY=VALUE",
-    multiple=True,
-    callback=overrides,
-    help="Change a value of every recipe that has its stage; repeatable.",
-)
+@overrides("every recipe that has its stage")
 @trust
-@click.option("--quiet", is_flag=True, help="No progress.")
+@quiet
 @as_json
 def methods(as_json: bool, quiet: bool, sparsity: list[float], **words: Any) -> int:
     """Run every method's recipe on equal terms, and set them side by side.
@@ -103,26 +94,15 @@ def methods(as_json: bool, quiet: bool, sparsity: list[float], **words: Any) -> 
     """
     from edgeprune import bench_live, bench_run, bench_view
 
-    shown = bench_run.Silent() if quiet else bench_live.Board(console_for(as_json))
+    shown = bench_run.Silent() if quiet else bench_live.Board(progress_console(as_json))
     try:
         folder, result = bench_run.run(shares=sparsity, display=shown, **words)
     except KeyboardInterrupt:
-        return say("Interrupted; the same command goes on where this one was.", INTERRUPTED)
+        return interrupted()
     finally:
         shown.close()
-    if as_json:
-        print_json(result)
-    else:
-        console().print(bench_view.terminal(result))
-        click.echo(f"\nPictures: {folder / bench_run.HTML_NAME}")
+    show(result, as_json, bench_view.terminal, folder / bench_run.HTML_NAME)
     return _code(result)
-
-
-def console_for(as_json: bool) -> Any:
-    """Where progress goes: beside the JSON, not into it."""
-    from rich.console import Console
-
-    return Console(stderr=as_json, highlight=False)
 
 
 def _code(result: Mapping[str, Any]) -> int:

@@ -10,22 +10,24 @@ import click
 from edgeprune.cli_options import (
     BUDGET_MISSED,
     DONE,
-    INTERRUPTED,
     as_json,
     board,
-    console,
     data_help,
+    groups,
+    interrupted,
     members,
+    multiple,
     overrides,
-    print_json,
+    progress_console,
+    quiet,
+    recipe,
+    samples,
     say,
+    separated,
+    show,
     target_or_rpi4,
     trust,
 )
-
-
-def _words(_context: click.Context, _parameter: click.Parameter, given: str | None) -> tuple[str, ...] | None:
-    return None if given is None else tuple(dict.fromkeys(word.strip() for word in given.split(",") if word.strip()))
 
 
 def _limit(name: str, metavar: str, about: str) -> Callable[..., Any]:
@@ -38,12 +40,7 @@ def _limit(name: str, metavar: str, about: str) -> Callable[..., Any]:
     "--data", metavar="DATA", help=f"{data_help}  [default: the run folder's, or what comes with a built-in model]"
 )
 @target_or_rpi4
-@click.option(
-    "--recipe",
-    metavar="RECIPE",
-    shell_complete=members("recipes", "methods"),
-    help="What the best are trained with; it has a shrink stage.  [default: shrink50]",
-)
+@recipe("What the best are trained with; it has a shrink stage.  [default: shrink50]")
 @click.option(
     "--sampler",
     metavar="NAME",
@@ -77,7 +74,7 @@ def _limit(name: str, metavar: str, about: str) -> Callable[..., Any]:
     metavar="NAME,NAME...",
     default="taylor,l2",
     show_default=True,
-    callback=_words,
+    callback=separated,
     help="What may rank the channels: names of `edgeprune list criteria`.",
 )
 @click.option(
@@ -85,29 +82,17 @@ def _limit(name: str, metavar: str, about: str) -> Callable[..., Any]:
     metavar="WORD,WORD...",
     default="none",
     show_default=True,
-    callback=_words,
+    callback=separated,
     help="Zeros among the weights that stay: none, a share such as 'weight 0.5', or a pattern such as 2:4.",
 )
 @click.option(
     "--quantize",
     metavar="ptq,qat",
-    callback=_words,
+    callback=separated,
     help="Train each of the best in these ways.  [default: as the recipe does]",
 )
-@click.option(
-    "--samples",
-    type=click.IntRange(1),
-    metavar="N",
-    default=1024,
-    show_default=True,
-    help="Samples of the validation split to judge a candidate by, at most.",
-)
-@click.option(
-    "--multiple",
-    type=click.IntRange(1),
-    metavar="N",
-    help="Channels stay in multiples of this.  [default: the target's]",
-)
+@samples(1024, "Samples of the validation split to judge a candidate by, at most.")
+@multiple
 @click.option(
     "--floor",
     type=click.FloatRange(0, 1),
@@ -116,8 +101,7 @@ def _limit(name: str, metavar: str, about: str) -> Callable[..., Any]:
     show_default=True,
     help="Share of every group's channels that stays at least.",
 )
-@click.option("--include", metavar="REGEX", default=".*", help="Only groups or layers whose whole name matches.")
-@click.option("--exclude", metavar="REGEX", help="No group or layer whose whole name matches.")
+@groups
 @click.option(
     "--seed", type=click.IntRange(0), metavar="N", help="Of the study and its trainings.  [default: the recipe's]"
 )
@@ -135,16 +119,9 @@ def _limit(name: str, metavar: str, about: str) -> Callable[..., Any]:
 )
 @board
 @click.option("--out", metavar="DIR", help="This machine's folder.  [default: runs/MODEL-search]")
-@click.option(
-    "--set",
-    "overrides",
-    metavar="KEY=VALUE",
-    multiple=True,
-    callback=overrides,
-    help="Change a value of the recipe; repeatable.",
-)
+@overrides()
 @trust
-@click.option("--quiet", is_flag=True, help="No progress.")
+@quiet
 @as_json
 def search(as_json: bool, quiet: bool, export: int | None, **words: Any) -> int:
     """Search for networks with the best metric at every latency and size.
@@ -174,7 +151,7 @@ def search(as_json: bool, quiet: bool, export: int | None, **words: Any) -> int:
         limits={name: most for name in search_setup.LIMITS if (most := words.pop(name)) is not None},
         **{name: value for name, value in words.items() if value is not None},
     )
-    shown: search_setup.Display = search_live.Silent() if quiet else search_live.Board(_told(as_json))
+    shown: search_setup.Display = search_live.Silent() if quiet else search_live.Board(progress_console(as_json))
     try:
         if export is not None:
             folder = search_run.export(
@@ -183,23 +160,12 @@ def search(as_json: bool, quiet: bool, export: int | None, **words: Any) -> int:
             return say(f"Wrote {folder}", DONE)
         folder, result = search_run.run(asked, boards=boards, display=shown, **how)
     except KeyboardInterrupt:
-        return say("Interrupted; the same command goes on where this one was.", INTERRUPTED)
+        return interrupted()
     finally:
         shown.close()
-    if as_json:
-        print_json(result)
-    else:
-        console().print(search_view.terminal(result))
-        click.echo(f"\nPictures: {folder / search_run.HTML_NAME}")
+    show(result, as_json, search_view.terminal, folder / search_run.HTML_NAME)
     if search_view.missed(result):
         return say(
             "No trained network keeps the limits; see the table, or search longer (--trials, --top).", BUDGET_MISSED
         )
     return DONE
-
-
-def _told(as_json: bool) -> Any:
-    """Where progress goes: beside the JSON, not into it."""
-    from rich.console import Console
-
-    return Console(stderr=as_json, highlight=False)

@@ -8,13 +8,17 @@ import click
 
 from edgeprune.cli_options import (
     DONE,
-    INTERRUPTED,
     as_json,
     console,
     data_help,
+    groups,
+    interrupted,
     members,
+    multiple,
     print_json,
-    say,
+    quiet,
+    recipe,
+    samples,
     target_or_rpi4,
     trust,
 )
@@ -39,22 +43,9 @@ from edgeprune.cli_options import (
     show_default=True,
     help="Shares of a group's channels to remove, 0..1.",
 )
-@click.option(
-    "--samples",
-    type=click.IntRange(1),
-    metavar="N",
-    default=1024,
-    show_default=True,
-    help="Samples of the validation split to judge by, at most; the test split is never touched.",
-)
-@click.option("--include", metavar="REGEX", default=".*", help="Only groups or layers whose whole name matches.")
-@click.option("--exclude", metavar="REGEX", help="No group or layer whose whole name matches.")
-@click.option(
-    "--multiple",
-    type=click.IntRange(1),
-    metavar="N",
-    help="Channels stay in multiples of this; 1: any count.  [default: the target's]",
-)
+@samples(1024, "Samples of the validation split to judge by, at most; the test split is never touched.")
+@groups
+@multiple
 @click.option(
     "--max-drop",
     type=float,
@@ -62,15 +53,10 @@ from edgeprune.cli_options import (
     help="Write ratios.yaml: for each group the largest ratio that alone costs at most this, in the metric's own unit.",
 )
 @click.option("--seed", type=click.IntRange(0), metavar="N", help="Of the splits.  [default: the recipe's]")
-@click.option(
-    "--recipe",
-    metavar="RECIPE",
-    shell_complete=members("recipes", "methods"),
-    help="Whose `data` and `metric` hold.  [default: the run folder's]",
-)
+@recipe("Whose `data` and `metric` hold.  [default: the run folder's]")
 @click.option("--out", metavar="DIR", help="Where everything goes.  [default: runs/MODEL-sensitivity]")
 @trust
-@click.option("--quiet", is_flag=True, help="No progress.")
+@quiet
 @as_json
 def sensitivity(as_json: bool, quiet: bool, ratios: str, recipe: str | None, **words: Any) -> int:
     """Show what each group of channels costs to lose.
@@ -95,7 +81,7 @@ def sensitivity(as_json: bool, quiet: bool, ratios: str, recipe: str | None, **w
             ratios=analysis.parsed_ratios(ratios), settings=recipe, progress=shown, **words
         )
     except KeyboardInterrupt:
-        return say("Interrupted; the same command goes on where this one was.", INTERRUPTED)
+        return interrupted()
     finally:
         shown.close()
     if as_json:

@@ -17,7 +17,11 @@ from packaging.specifiers import SpecifierSet
 from edgeprune import cache
 
 DISTRIBUTION = "edgeprune"
-OPTIONAL = {"tfds": "data from TensorFlow Datasets (tfds:name)", "search": "edgeprune search"}
+OPTIONAL = {
+    "tfds": "data from TensorFlow Datasets (tfds:name)",
+    "postgresql": "a search's storage in PostgreSQL",
+    "mysql": "a search's storage in MySQL",
+}
 TOOLS = {"apt-get": "fetches the emulator", "dpkg-deb": "unpacks the emulator"}
 ROOM_MIB = 1024  # the emulator with its downloads takes some 300 MiB, decoded images the rest
 

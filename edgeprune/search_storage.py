@@ -65,6 +65,27 @@ def opened(url: str) -> Any:
             time.sleep(0.3)  # another worker made the tables at the same time
 
 
+def unheard(storage: Any, study: int) -> list[int]:
+    """Trials at work whose worker never gave a sign of life; the storage counts a silence from the first sign on alone.
+
+    Args:
+        storage: from ``opened``.
+        study: its identity there.
+
+    Returns:
+        The trials' identities.
+    """
+    from optuna.storages._rdb.models import TrialModel
+    from sqlalchemy import select
+
+    at_work = optuna().trial.TrialState.RUNNING
+    wanted = select(TrialModel.trial_id).where(
+        TrialModel.study_id == study, TrialModel.state == at_work, ~TrialModel.heartbeats.any()
+    )
+    with storage.engine.connect() as connection:
+        return [int(identity) for identity in connection.scalars(wanted)]
+
+
 @contextmanager
 def named(url: str) -> Iterator[None]:
     """Turn what a database's driver raises into an error that says what to do, and holds no password."""

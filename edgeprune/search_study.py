@@ -107,7 +107,7 @@ class Study:
                 storage=storage, study_name=name, directions=["minimize"] * len(self._names), load_if_exists=True
             )
         )
-        self._storage = self._study._storage  # one that remembers what is finished
+        self._database, self._storage = storage, self._study._storage  # the latter remembers what is finished
         self._seen: list[Any] = []
         self.refresh()
 
@@ -336,13 +336,22 @@ class Study:
         running = [trial for trial in self._seen if trial.state.name == "RUNNING"]
         silent: set[int] = set()
         if running and time.monotonic() - self._listened > search_storage.BEAT_S:
-            silent = set(self._steadily(lambda: self._storage._get_stale_trial_ids(self._study._study_id)))
+            silent = set(self._steadily(self._silent))
             self._listened = time.monotonic()
         dead = [trial for trial in running if trial._trial_id in silent or _is_dead(_drawn(trial).get("worker", ""))]
         found = sum(self._steadily(lambda trial=trial: self._again(trial)) for trial in dead)  # type: ignore[misc]
         if dead:
             self.refresh()
         return found
+
+    def _silent(self) -> list[int]:
+        """Trials whose workers gave no sign of life for too long, by the storage's clock: those of machines may differ.
+
+        Of a worker that died before its first sign there is nothing to count from; so whoever finds its trial gives that sign.
+        """
+        for identity in search_storage.unheard(self._database, self._study._study_id):
+            self._storage.record_heartbeat(identity)
+        return list(self._storage._get_stale_trial_ids(self._study._study_id))
 
     def _again(self, trial: Any) -> bool:
         """Another trial with the same candidate, unless that one has killed too many workers."""

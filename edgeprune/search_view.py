@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 import edgeprune
-from edgeprune import report_html, search, search_figures, yaml_files
+from edgeprune import report_html, search, search_figures, tables, yaml_files
 from edgeprune import search_space as spaces
 from edgeprune.progress import duration, printable
 from edgeprune.report_view import ABSENT, big, decimals, kib, percent
@@ -284,9 +284,7 @@ def _spread(count: int, most: int) -> list[int]:
 
 
 def _table(found: Plain, lines: Sequence[Line]) -> Table:
-    drawn = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
-    for number, word in enumerate(head(found)):
-        drawn.add_column(word, justify="left" if number == 0 else "right", no_wrap=True)
+    drawn = tables.columned(head(found))
     for line in lines:
         drawn.add_row(*(printable(cell) for cell in line.cells))
     return drawn

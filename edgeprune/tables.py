@@ -316,7 +316,7 @@ def families(entries: Mapping[str, Mapping[str, str]]) -> RenderableType:
 
 def methods(entries: Mapping[str, Plain]) -> RenderableType:
     """Every method's recipe: what it is, when it acts, what it removes and costs, and the paper."""
-    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
+    table = bare()
     for column in ("name", "acts", "removes", "cost beyond plain training", "paper"):
         table.add_column(
             column, no_wrap=column in ("name", "acts", "removes"), style="bold" if column == "name" else ""
@@ -343,8 +343,21 @@ def _plain(value: Any) -> str | None:
     return ABSENT if value is None else f"{value:,}" if isinstance(value, int) else str(value)
 
 
+def bare(header_style: str = "bold") -> Table:
+    """A table without lines, its columns two blanks apart."""
+    return Table(box=None, header_style=header_style, pad_edge=False, padding=(0, 2, 0, 0))
+
+
+def columned(names: Iterable[str], header_style: str = "bold") -> Table:
+    """A table of figures, the first column what they are of; no line is folded."""
+    table = bare(header_style)
+    for number, name in enumerate(names):
+        table.add_column(name, justify="left" if number == 0 else "right", no_wrap=True)
+    return table
+
+
 def _table(*columns: str, right: Iterable[str] = ()) -> Table:
-    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
+    table = bare()
     for name in columns:
         table.add_column(name, justify="right" if name in right else "left", overflow="fold")
     return table

@@ -6,12 +6,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from edgeprune import report_view as view
 from edgeprune.checking import culprit_words
 from edgeprune.progress import printable
+from edgeprune.tables import bare
 
 Plain = Mapping[str, Any]
 PARTS = {
@@ -25,7 +25,7 @@ PARTS = {
 
 def check(found: Plain) -> RenderableType:
     """Every op with whether the accelerator takes it and why not, then memory, latency, and what to change."""
-    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
+    table = bare()
     for name in ("op", "kind", "layer", found["accelerator"], "why not"):
         table.add_column(name, justify="right" if name == "op" else "left", overflow="fold")
     for op in found["ops"]:

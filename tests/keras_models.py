@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from edgeprune import data, metrics, pipeline, progress, recipe, registry, target
-from edgeprune.keras import keras, tf, tfmot
+from edgeprune.keras import intake, keras, tf, tfmot
 
 layers = keras.layers
 SHAPE, CLASSES = (8, 8, 4), 4
+USELESS = 4  # channels of the planted model that nothing depends on
 
 
 @functools.cache
@@ -62,6 +63,34 @@ def dense(*sizes, inputs=8, seed=0, **keywords):
         activation = None if number == len(sizes) else "relu"
         x = layers.Dense(size, activation=activation, name=f"d{number}", **keywords)(x)
     return keras.Model(given, x, name="mlp")
+
+
+def planted():
+    """Tells a class by its brightest channel, with four channels more that no output depends on."""
+    image = keras.Input(SHAPE, name="image")
+    x = layers.Conv2D(CLASSES + USELESS, 1, name="conv")(image)
+    x = layers.ReLU(name="relu")(x)
+    x = layers.GlobalAveragePooling2D(name="pool")(x)
+    model = keras.Model(image, layers.Dense(CLASSES, activation="softmax", name="classes")(x), name="planted")
+    kernel = np.full((1, 1, SHAPE[-1], CLASSES + USELESS), 0.01)
+    kernel[0, 0, :, :CLASSES] = np.eye(CLASSES)
+    weights = np.concatenate([10 * np.eye(CLASSES), np.zeros((USELESS, CLASSES))])
+    model.set_weights([kernel, np.zeros(CLASSES + USELESS), weights, np.zeros(CLASSES)])
+    return model
+
+
+def planted_files(folder):
+    """``planted.keras`` and ``data.npz`` in a folder, which is handed on."""
+    intake.save(planted(), folder / "planted.keras")
+    x, y = samples(400)
+    np.savez(folder / "data.npz", x=x, y=y)
+    return folder
+
+
+def off(shape):
+    """The half of a kernel that is pruned in some tests, picked at random."""
+    size = int(np.prod(shape))
+    return (np.random.Generator(np.random.PCG64(size)).permutation(size) < size // 2).reshape(shape)
 
 
 def shaken(model, seed=1):

@@ -1,8 +1,12 @@
+import runpy
 import subprocess
 import sys
 from importlib import metadata
+from pathlib import Path
 
 import pytest
+import setuptools
+from packaging.requirements import Requirement
 
 from edgeprune import doctor, registry
 
@@ -55,6 +59,15 @@ def test_an_extra_is_not_needed(installed):
     (check,) = doctor.extras()
     assert doctor.ready([check])
     assert check.advice == "pip install 'edgeprune[tfds]'"
+
+
+def test_what_is_optional_is_an_extra_and_nothing_that_is_needed_anyway(monkeypatch):
+    given = {}
+    monkeypatch.setattr(setuptools, "setup", given.update)
+    runpy.run_path(str(Path(__file__).parents[1] / "setup.py"))
+    needed = {Requirement(line).name for line in given["install_requires"]}
+    for extra in doctor.OPTIONAL:
+        assert not {Requirement(line).name for line in given["extras_require"][extra]} & needed
 
 
 @pytest.mark.parametrize(("own", "ok"), [("3.9.18", False), ("3.10.0", True), ("3.13.1", True), ("3.14.0", False)])

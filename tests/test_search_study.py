@@ -162,6 +162,36 @@ def test_silence_is_death_on_another_machine(url, monkeypatch):
     assert other.tell(taken, 0.5, one._space.costs(claim.candidate)) is True
 
 
+@pytest.mark.parametrize("begun", ["made", "claimed"])
+def test_a_worker_that_dies_before_its_first_sign_of_life_is_noticed(url, monkeypatch, begun):
+    one, other = (search_worker.opened(url, "one", "random") for _ in range(2))
+    one.worker = "elsewhere:7 1"
+
+    def die(*words):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(one, "_begun", die)
+    if begun == "claimed":
+        one.enqueue(one._space.whole(), {})
+    with pytest.raises(KeyboardInterrupt):
+        one.ask(5)
+    (abandoned,) = (trial for trial in one._study.get_trials() if trial.state.name == "RUNNING")
+
+    def looked(seconds_later):
+        """What another worker takes over when the storage's clock has gone on."""
+        with sqlite3.connect(url.removeprefix("sqlite:///")) as database:
+            database.execute(
+                "update trial_heartbeats set heartbeat = datetime(heartbeat, ?)", (f"-{seconds_later} seconds",)
+            )
+        other._listened = -1e9
+        return other.take_over()
+
+    assert looked(3600) == 0  # as if it had only just begun
+    assert looked(search_storage.DEAD_S - 20) == 0
+    assert looked(30) == 1
+    assert other.ask(5).candidate == abandoned.user_attrs["drawn"]["candidate"]
+
+
 def test_a_candidate_that_kills_its_workers_is_left_in_the_end(url, monkeypatch):
     study = search_worker.opened(url, "one", "random")
     seen = []

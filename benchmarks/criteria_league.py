@@ -177,8 +177,7 @@ def _base(name: str, seed: int, source: Path, work: Path) -> _Base:
         work.mkdir(parents=True, exist_ok=True)
         intake.save(_trained(network, seed, source), path)
     model, samples = intake.load_own(path), _samples(source, network.samples, network.test)
-    few = samples.train.select(np.linspace(0, len(samples.train) - 1, SIGNAL_SAMPLES).round().astype(int))
-    batches = list(_batched(few))
+    batches = list(_batched(samples.train.evenly(SIGNAL_SAMPLES)))
     vessel = _vessel(model, samples)
     vessel.pour(model, samples)
     facts = {"metric": vessel.accuracy(samples), **_cost(model)._asdict()}

@@ -8,8 +8,6 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from edgeprune import allocation, budget_limits, forecast, profiling, progress, registry, sensitivity, tflite
 from edgeprune.budget_limits import ARENA
 from edgeprune.errors import BudgetError, DeviceError
@@ -38,8 +36,7 @@ def confirming(run: Run, path: Path, space: Space, folder: Path, wanted: set[str
         "model": str(path.relative_to(run.folder)),
     }
     store = sensitivity.Store(folder / "costs", key)
-    samples = run.data.calibration
-    few = samples.inputs(np.linspace(0, len(samples) - 1, min(CALIBRATION, len(samples))).round().astype(int))
+    few = run.data.calibration.evenly(CALIBRATION).inputs()
 
     def measured(candidate: Candidate) -> Costs:
         cut = {knob.name: int(candidate[knob.name]) for knob in space.knobs if candidate[knob.name] != knob.units}

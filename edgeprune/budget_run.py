@@ -45,7 +45,7 @@ from edgeprune import (
 )
 from edgeprune.budget import Aim, Attempt, Goal
 from edgeprune.budget_limits import ARENA
-from edgeprune.errors import BudgetError, CutError, DeviceError, RunFolderError
+from edgeprune.errors import BudgetError, CutError, RunFolderError
 from edgeprune.pipeline import Run, Shared, State
 from edgeprune.recipe import Recipe, StageSpec
 from edgeprune.search_space import LATENCY, MACS, SIZE, Candidate, Costs, Space
@@ -192,10 +192,7 @@ def _space(run: Run, given: Mapping[str, str]) -> tuple[Space, bool]:
     why = program.why_not(model)
     if why:
         raise _Whole(f"no channels can be removed. {why}")
-    try:
-        milliseconds = forecast.milliseconds(forecast.board(run.target))
-    except DeviceError:
-        milliseconds = None
+    milliseconds = forecast.predictor(run.target)
     own = shrinking.stair(run.target.channel_multiple)
     try:
         return budget_model.space(model, _shrink(run.recipe).options, own, milliseconds), milliseconds is not None
@@ -269,10 +266,11 @@ def _tells_latency(run: Run) -> bool:
 def _curves(run: Run, before: State, space: Space, folder: Path) -> tuple[allocation.Curves, Space]:
     """What every group of the trained model costs to lose; a point that is known is not computed again."""
     from edgeprune.keras import budget_model, intake, training
+    from edgeprune.keras.trials import Trials
 
     training.start(run.seed)
     model = intake.load_own(before.path("model"))
-    trials = budget_model.Curved(model, run.data, run.metric, SAMPLES, run.seed)
+    trials = Trials(model, run.data, run.metric, SAMPLES, run.seed)
     store = sensitivity.Store(folder / "curves", trials.key)
     run.progress.stage("sensitivity", 1, 1)
     began = time.monotonic()

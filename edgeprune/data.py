@@ -87,6 +87,12 @@ class Split:
         kept = np.sort(np.asarray(positions, dtype=np.int64))
         return replace(self, index=self.index[kept], y=columns.each(lambda y: y[kept], self.y))
 
+    def evenly(self, count: int) -> Split:
+        """A split of so many of these samples, at equal distances, first and last among them; all where there are fewer."""
+        if count >= len(self):
+            return self
+        return self.select(np.linspace(0, len(self) - 1, count).round().astype(int))
+
     def digest(self) -> str:
         """sha256 of which rows of which array these are: equal exactly when the samples are the same ones."""
         digest = hashlib.sha256(f"{self.origin} {len(self)} ".encode())

@@ -195,6 +195,14 @@ def milliseconds(place: Board, precision: Precision = "int8") -> Callable[[Seque
     )
 
 
+def predictor(target: Target) -> Callable[[Sequence[Layer]], float] | None:
+    """``milliseconds`` of an int8 model with what the target names; None where nothing can predict it."""
+    try:
+        return milliseconds(board(target))
+    except DeviceError:
+        return None
+
+
 def latency(
     place: Board,
     layers: Sequence[Layer],

@@ -167,7 +167,7 @@ def prepared(
     from edgeprune.keras import candidates, trials
 
     seed = given.seed
-    milliseconds = _predictor(facts)
+    milliseconds = forecast.predictor(facts)
     subject = trials.load(
         given.file, given.data, given.recipe, seed, asked.samples, trust, display.building(), milliseconds
     )
@@ -244,13 +244,6 @@ def _only_one(path: Path) -> Iterator[None]:
     with handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
-
-
-def _predictor(facts: targets.Target) -> Any:
-    try:
-        return forecast.milliseconds(forecast.board(facts))
-    except DeviceError:
-        return None
 
 
 def _limits(asked: Asked, facts: targets.Target, predicted: bool) -> dict[str, float]:

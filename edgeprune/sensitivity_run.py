@@ -21,7 +21,7 @@ from edgeprune import (
     shrinking,
 )
 from edgeprune import target as targets
-from edgeprune.errors import DataError, DeviceError, ModelError, RunFolderError
+from edgeprune.errors import DataError, ModelError, RunFolderError
 from edgeprune.progress import Progress
 from edgeprune.sensitivity import CRITERION, RATIOS
 
@@ -77,7 +77,7 @@ def run(
     question = sensitivity.Question(criterion, tuple(sorted(set(ratios))), include, exclude, steps, max_drop)
     given = settled(model, data, settings, seed)
     folder = Path(out) if out else Path("runs") / f"{Path(model).stem}-sensitivity"
-    told = (samples, trust, progress, _predictor(facts))
+    told = (samples, trust, progress, forecast.predictor(facts))
     subject = trials.load(given.file, given.data, given.recipe, given.seed, *told)
     with files.writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -99,14 +99,6 @@ def run(
         if max_drop is not None:
             files.write_text_atomic(folder / RATIOS_NAME, sensitivity_ratios.fragment(result))
     return folder, result
-
-
-def _predictor(facts: targets.Target) -> Any:
-    """What predicts a latency on the target from the shapes of layers; None where nothing can."""
-    try:
-        return forecast.milliseconds(forecast.board(facts))
-    except DeviceError:
-        return None
 
 
 class Settled(NamedTuple):

@@ -16,7 +16,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
 from pydantic import Field
 
 from edgeprune import columns, inference, tflite
@@ -191,9 +190,8 @@ def _representative(state: State, options: Options, macs: int) -> Any:
 
     The converter runs them one by one, some 5e8 multiply-accumulates a second: 256 samples of a ResNet-50 take minutes.
     """
-    split = state.run.data.calibration
     count = options.calibration_samples or max(LEAST_SAMPLES, CALIBRATION_MACS // max(1, macs))
-    return split.inputs(np.linspace(0, len(split) - 1, min(count, len(split))).round().astype(int))
+    return state.run.data.calibration.evenly(count).inputs()
 
 
 def _require_int8(path: Path, io: str) -> None:

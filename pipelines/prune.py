@@ -56,7 +56,7 @@ class Options(FitOptions):
 
 def run(state: State, options: Options) -> State:
     """Wrap, fit, strip."""
-    from edgeprune.keras import intake, program, pruning, statistics, tfmot, training
+    from edgeprune.keras import intake, program, pruning, pruning_wrappers, statistics, tfmot, training
 
     training.start(state.run.seed)
     model = intake.load_own(state.path("model"))
@@ -67,11 +67,11 @@ def run(state: State, options: Options) -> State:
     plans = pruning.plan(model, pattern, options.include, options.exclude)
     pruning.earlier(state, plans)  # which it would refuse
     steps = options.epochs * training.steps_per_epoch(state.run.data.train, options)
-    wrapped = pruning.wrap(model, plans, pattern, ramp, steps)
+    wrapped = pruning_wrappers.wrap(model, plans, pattern, ramp, steps)
     goal = training.objective(model, state.run.data.tasks)
     schedule = pruning.schedule_function(ramp, pattern)
     history = training.fit(wrapped, state, options, goal, [tfmot.sparsity.keras.UpdatePruningStep()], schedule)
-    masks, stripped = pruning.masks(wrapped), pruning.strip(wrapped)
+    masks, stripped = pruning_wrappers.masks(wrapped), pruning_wrappers.strip(wrapped)
     if history:
         statistics.settle(stripped, state.run.data.train)
     pruned = intake.save(stripped, state.workspace / "model.keras")

@@ -245,15 +245,15 @@ class _Pruning:
 
     def _control(self, skip: list[str], quantized: Any, masks: Mapping[str, Any]) -> dict[str, Any]:
         """Prune in float for half of the epochs, then train with fake quantizers and these zeros for the rest."""
-        from edgeprune.keras import pruning, quantization, tfmot, training
+        from edgeprune.keras import pruning_wrappers, quantization, tfmot, training
 
         first = self.options.epochs // 2
         goal = training.objective(self.model, self.state.run.data.tasks)
         steps = first * training.steps_per_epoch(self.state.run.data.train, self.options)
-        wrapped = pruning.wrap(self.model, self.plans, self.pattern, self.ramp, steps)
+        wrapped = pruning_wrappers.wrap(self.model, self.plans, self.pattern, self.ramp, steps)
         update = [tfmot.sparsity.keras.UpdatePruningStep()]
         training.fit(wrapped, self._inner("prune"), self._for(first), goal, update)
-        other = quantization.quantize(pruning.strip(wrapped), preserve=True, skip=skip)
+        other = quantization.quantize(pruning_wrappers.strip(wrapped), preserve=True, skip=skip)
         quantization.calibrate(other, (x for x, _ in self.state.run.data.calibration.batches(64)))
         training.fit(other, self._inner("quantize"), self._for(self.options.epochs - first), goal)
         quantization.settle(other)
@@ -267,7 +267,7 @@ class _Pruning:
             "metric": self._metric(quantized, split),
             "sparsity": _zeros(masks),
             "control_metric": self._metric(other, split),
-            "control_sparsity": _zeros(pruning.masks(wrapped)),
+            "control_sparsity": _zeros(pruning_wrappers.masks(wrapped)),
         }
 
     def _inner(self, name: str) -> State:

@@ -158,8 +158,7 @@ def _signals(state: State, options: Options, model: Any) -> Any:
     from edgeprune import scoring
     from edgeprune.keras import feeding, signals, training
 
-    train = state.run.data.train
-    few = train.select(np.linspace(0, len(train) - 1, min(options.samples, len(train))).round().astype(int))
+    few = state.run.data.train.evenly(options.samples)
     loss = training.objective(model, state.run.data.tasks).loss
     return signals.collect(model, set(scoring.needed(options.criterion)), feeding.ordered(few, SAMPLES_PER_BATCH), loss)
 

@@ -26,6 +26,7 @@ from edgeprune.keras import (
     keras,
     penalised,
     pruning,
+    pruning_wrappers,
     quantization,
     sparse_training,
     tf,
@@ -118,13 +119,13 @@ def wrapped() -> Given:
     model = network()
     pattern = pruning.Pattern("weight")
     ramp = pruning.Ramp("polynomial", 0.0, 0.5, 0.0, 0.6, 3.0, 2)
-    made = pruning.wrap(model, _plans(model), pattern, ramp, OVER)
+    made = pruning_wrappers.wrap(model, _plans(model), pattern, ramp, OVER)
     return Given(
         made,
         (tfmot.sparsity.keras.UpdatePruningStep(),),
         lambda: {
             name: (made.get_layer(f"kernels_pruned_{name}").layer.kernel, mask)
-            for name, mask in pruning.masks(made).items()
+            for name, mask in pruning_wrappers.masks(made).items()
         },
     )
 

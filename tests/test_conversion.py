@@ -323,7 +323,7 @@ def test_a_started_converter_is_the_next_one_used(tmp_path):
     from edgeprune.keras import conversion
 
     conversion.prewarm()
-    waiting = conversion._spare._child
+    waiting = conversion._spare.waiting[-1]
     with conversion.Converter(tmp_path / "log") as converter:
         assert converter._child is waiting
 
@@ -345,7 +345,7 @@ def test_a_converter_that_died_waiting_is_replaced(tmp_path):
     from edgeprune.keras import conversion
 
     conversion.prewarm()
-    dead = conversion._spare._child
+    dead = conversion._spare.waiting[-1]
     dead.process.kill()
     dead.process.wait()
     with conversion.Converter(tmp_path / "log") as converter:

@@ -11,7 +11,7 @@ from keras_models import advance, assert_identical, cnn, dense, keras, layers, r
 
 from edgeprune import pipeline, recipe
 from edgeprune.errors import RecipeError
-from edgeprune.keras import graph, intake, kernels, pruning, tf, tfmot
+from edgeprune.keras import graph, intake, kernels, pruning, pruning_wrappers, tf, tfmot
 from edgeprune.keras.pruning import Pattern, Ramp
 from edgeprune.pipelines import prune
 
@@ -21,7 +21,7 @@ STEPS = Ramp("steps", 0.0, 0.5, 0.0, 0.6)
 
 
 def wrapped(model, pattern, ramp, steps):
-    return pruning.wrap(model, pruning.plan(model, pattern), pattern, ramp, steps)
+    return pruning_wrappers.wrap(model, pruning.plan(model, pattern), pattern, ramp, steps)
 
 
 def zeros(mask):
@@ -126,7 +126,7 @@ def test_wrapping_leaves_the_model_as_it_is():
 @pytest.mark.parametrize("frequency", [None, 1, 4, 1000])
 def test_the_last_update_has_the_final_sparsity_within_the_stage(steps, span, frequency):
     """TFMOT updates at multiples of the frequency and not after end_step; where the two do not meet, it stops short."""
-    schedule = pruning.tfmot_schedule(Ramp("polynomial", 0.0, 0.8, *span, frequency=frequency), steps, WEIGHT)
+    schedule = pruning_wrappers.tfmot_schedule(Ramp("polynomial", 0.0, 0.8, *span, frequency=frequency), steps, WEIGHT)
     updated, sparsity = schedule(tf.range(1, steps + 1))
     assert sparsity[updated].numpy()[-1] == pytest.approx(0.8)
 
@@ -137,7 +137,7 @@ def test_the_last_update_has_the_final_sparsity_within_the_stage(steps, span, fr
 def test_sparsity_is_exact_to_one_weight(schedule, final, steps):
     model = wrapped(shaken(dense(7, 5, inputs=9)), WEIGHT, Ramp(schedule, 0.0, final, 0.1, 0.7), steps)
     advance(model, steps)
-    for mask in pruning.masks(model).values():
+    for mask in pruning_wrappers.masks(model).values():
         assert abs(zeros(mask) / mask.size - final) <= 1 / mask.size
 
 
@@ -146,7 +146,7 @@ def test_the_smallest_magnitudes_go():
     pruned = wrapped(model, WEIGHT, Ramp("constant", 0.0, 0.5, 0.0, 0.6), 5)
     advance(pruned, 5)
     kernel = np.abs(model.get_layer("d1").kernel.numpy())
-    assert np.array_equal(pruning.masks(pruned)["d1"], kernel > np.median(kernel))
+    assert np.array_equal(pruning_wrappers.masks(pruned)["d1"], kernel > np.median(kernel))
 
 
 # in which pattern
@@ -159,7 +159,7 @@ def as_dense_and_convolution(pattern, ramp, steps=4, taken=None):
     model = shaken(keras.Model(given, layers.Dense(6, name="dense")(x)))
     pruned = wrapped(model, pattern, ramp, steps)
     advance(pruned, taken or steps)
-    found = pruning.masks(pruned)
+    found = pruning_wrappers.masks(pruned)
     return [(found[name], model.get_layer(name).kernel.numpy()) for name in ("conv", "dense")]
 
 
@@ -191,7 +191,7 @@ def sparsities(pattern, ramp, steps, layer="d1"):
     update.on_train_begin()
     for _ in range(steps):
         model(np.zeros((1, 16), "float32"), training=True)
-        found.append(1.0 - float(pruning.masks(model)[layer].mean()))
+        found.append(1.0 - float(pruning_wrappers.masks(model)[layer].mean()))
     return found
 
 
@@ -226,7 +226,7 @@ def test_three_of_four_is_reached_over_two_of_four_to_one_of_four():
 )
 def test_the_reported_schedule_is_the_one_that_is_followed(pattern, ramp):
     steps = 128
-    theirs, ours = pruning.tfmot_schedule(ramp, steps, pattern), pruning.schedule_function(ramp, pattern)
+    theirs, ours = pruning_wrappers.tfmot_schedule(ramp, steps, pattern), pruning.schedule_function(ramp, pattern)
     updated, sparsity = theirs(tf.range(1, steps + 1))
     compared = [step for step in range(1, steps + 1) if updated[step - 1]]  # between updates, and later, masks stay
     assert len(compared) > 30
@@ -248,11 +248,11 @@ def test_strip_masks_once_more():
     model = shaken(cnn())
     pruned = wrapped(model, NM, STEPS, 10)
     advance(pruned, 10)
-    masks = pruning.masks(pruned)
+    masks = pruning_wrappers.masks(pruned)
     for name in masks:
         kernel = next(layer.layer for layer in pruned.layers if getattr(layer, "layer", layer).name == name).kernel
         kernel.assign_add(np.full(kernel.shape, 1e-4))
-    plain = pruning.strip(pruned)
+    plain = pruning_wrappers.strip(pruned)
     assert [layer.name for layer in plain.layers] == [layer.name for layer in model.layers]
     for name, mask in masks.items():
         kernel = plain.get_layer(name).kernel.numpy()
@@ -351,11 +351,11 @@ OTHERS = {
 def test_the_pattern_lies_along_the_input_channels_of_every_kernel(make, inputs, ramp):
     model = wrapped(make(), NM, ramp, 4)
     advance(model, 4)
-    found = pruning.masks(model)
+    found = pruning_wrappers.masks(model)
     assert list(found) == list(inputs)
     for name, axis in inputs.items():
         assert (np.moveaxis(found[name], axis, -1).reshape(-1, 4).sum(-1) == 2).all(), name
-    plain = pruning.strip(model)
+    plain = pruning_wrappers.strip(model)
     assert [layer.name for layer in plain.layers] == [layer.name for layer in make().layers]
     for name, mask in found.items():
         kept = kernels.find(plain, name).numpy()
@@ -365,7 +365,7 @@ def test_the_pattern_lies_along_the_input_channels_of_every_kernel(make, inputs,
 def test_blocks_in_a_transposed_convolution_are_input_by_output_channels():
     model = wrapped(OTHERS["Conv2DTranspose"][0](), BLOCK, POLYNOMIAL, 4)
     advance(model, 4)
-    (mask,) = pruning.masks(model).values()
+    (mask,) = pruning_wrappers.masks(model).values()
     blocks = mask.reshape(3, 3, 6, 2, 4)  # (..., out, in / 4, 4)
     assert np.array_equal(blocks.all(-1), blocks.any(-1)) and 0.4 < mask.mean() < 0.6
 
@@ -384,7 +384,7 @@ def test_a_table_is_pruned_weight_by_weight_only_and_its_mask_of_steps_goes_thro
     words = np.array([[1, 2, 3, 0, 0, 0]])
     assert np.allclose(whole(words), model(words), atol=1e-6)
     advance(whole, 4)
-    assert zeros(pruning.masks(whole)["table"]) == 20
+    assert zeros(pruning_wrappers.masks(whole)["table"]) == 20
 
 
 def test_a_kernel_that_cannot_carry_the_pattern_is_left_and_the_others_are_not():

@@ -7,8 +7,7 @@ import sqlite3
 
 import numpy as np
 import pytest
-from keras_models import CLASSES, SHAPE, cnn, keras, layers, samples
-from test_sensitivity import USELESS, planted
+from keras_models import CLASSES, SHAPE, USELESS, cnn, keras, layers, planted, planted_files, samples
 
 from edgeprune import (
     api,
@@ -66,9 +65,7 @@ def test_a_drop_is_that_of_the_smaller_network_with_statistics_of_its_own():
     proxy = candidates.Proxy(one, space)
     candidate = {**space.whole(), "stem": 5, "plain": 6}
     small = surgery.shrink(one.model, space.cut(candidate))
-    from edgeprune.keras.statistics import reestimate
-
-    reestimate(small, proxy._few)
+    one.runner.of(small).settle(once=True)
     wanted = metrics.drop(one.metric, proxy.reference, one.metric(one.split.y, training.outputs(small, one.split)))
     assert proxy(candidate).drop == pytest.approx(wanted, abs=1e-9)
     assert space.costs(candidate)["latency_ms"] > 0
@@ -100,10 +97,7 @@ def test_groups_that_cannot_be_cut_are_no_knobs():
 @pytest.fixture
 def files(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    intake.save(planted(), tmp_path / "planted.keras")
-    x, y = samples(400)
-    np.savez(tmp_path / "data.npz", x=x, y=y)
-    return tmp_path
+    return planted_files(tmp_path)
 
 
 def searched(*words, code=0):

@@ -7,7 +7,7 @@ import re
 
 import numpy as np
 import pytest
-from keras_models import CLASSES, SHAPE, cnn, keras, layers, samples, shaken
+from keras_models import CLASSES, SHAPE, USELESS, cnn, keras, layers, planted, planted_files, samples, shaken
 from test_report_browser import CHROMIUM, chromium, in_frame, requests_of
 
 from edgeprune import cli, data, metrics, progress, recipe, sensitivity, sensitivity_ratios, sensitivity_run, tables
@@ -18,22 +18,6 @@ from edgeprune.cli_options import console
 from edgeprune.errors import CutError, DataError, ModelError, NameUnknown, RecipeError, RunFolderError
 from edgeprune.keras import graph, intake, surgery, training, trials
 from edgeprune.sensitivity import Question, Removal, Store
-
-USELESS = 4  # channels of the planted model that nothing depends on
-
-
-def planted():
-    """Tells a class by its brightest channel, with four channels more that no output depends on."""
-    image = keras.Input(SHAPE, name="image")
-    x = layers.Conv2D(CLASSES + USELESS, 1, name="conv")(image)
-    x = layers.ReLU(name="relu")(x)
-    x = layers.GlobalAveragePooling2D(name="pool")(x)
-    model = keras.Model(image, layers.Dense(CLASSES, activation="softmax", name="classes")(x), name="planted")
-    kernel = np.full((1, 1, SHAPE[-1], CLASSES + USELESS), 0.01)
-    kernel[0, 0, :, :CLASSES] = np.eye(CLASSES)
-    weights = np.concatenate([10 * np.eye(CLASSES), np.zeros((USELESS, CLASSES))])
-    model.set_weights([kernel, np.zeros(CLASSES + USELESS), weights, np.zeros(CLASSES)])
-    return model
 
 
 def residual(width=8):
@@ -62,10 +46,7 @@ def analysed(subject, folder, question=None, shown=None):
 def files(tmp_path, monkeypatch):
     """A planted model and its data as files, in a folder of the test's own."""
     monkeypatch.chdir(tmp_path)
-    intake.save(planted(), tmp_path / "planted.keras")
-    x, y = samples(400)
-    np.savez(tmp_path / "data.npz", x=x, y=y)
-    return tmp_path
+    return planted_files(tmp_path)
 
 
 def measured(out, **words):
@@ -97,20 +78,25 @@ def test_what_a_cut_saves_is_what_the_smaller_model_lacks(tmp_path):
     assert found["costs"]["macs"] == 2 * half["macs_saved"]
 
 
+def settled(tried, small):
+    """The metric of a smaller model with the statistics that it has."""
+    tried.runner.of(small).settle(once=True)
+    return tried.metric(tried.split.y, training.outputs(small, tried.split))
+
+
 @pytest.mark.parametrize("make", [cnn, residual])
 def test_a_masked_point_is_that_of_the_smaller_model(make):
     model = shaken(make())
     tried = subject(model)
-    before = [weight.copy() for weight in tried._model.get_weights()]
+    before = [weight.copy() for weight in tried.model.get_weights()]
     for group in tried.coupling.groups:
         if not group.cuttable:
             continue
         cut = {group.name: tuple(range(0, group.units, 2))}
         small = surgery.shrink(model, cut)
-        exact = tried.metric(tried.split.y, training.outputs(small, tried.split))
-        assert tried.value(Removal(cut)) == exact
+        assert tried.value(Removal(cut)) == settled(tried, small)
         assert tried.costs(Removal(cut))["params"] == small.count_params()
-    for weight, kept in zip(tried._model.get_weights(), before, strict=True):
+    for weight, kept in zip(tried.model.get_weights(), before, strict=True):
         np.testing.assert_array_equal(weight, kept)
 
 
@@ -120,7 +106,7 @@ def test_a_whole_branch_is_a_point_too(tmp_path):
     (found,) = analysed(tried, tmp_path)["blocks"]
     small = surgery.without(graph.flatten(model), tried.blocks)
     assert found["layers"] == ["block_a", "block_b"]
-    assert found["metric"] == tried.metric(tried.split.y, training.outputs(small, tried.split))
+    assert found["metric"] == settled(tried, small)
     assert found["params_saved"] == model.count_params() - small.count_params()
 
 
@@ -131,7 +117,7 @@ def test_a_clock_is_told_beside_the_other_costs(tmp_path):
     found = analysed(tried, tmp_path)
     before = found["costs"]["latency_ms"]
     assert {point["latency_ms_saved"] for point in found["groups"][0]["points"]} == {1.0}
-    left = surgery.without(tried._model, tried.blocks)
+    left = surgery.without(tried.model, tried.blocks)
     assert found["blocks"][0]["latency_ms_saved"] == before - len(left.layers)
 
 
@@ -143,17 +129,16 @@ def test_a_group_whose_zeros_are_not_its_removal_is_removed():
     tried = subject(model)
     cut = {"conv": (0, 3, 5)}
     assert tried.coupling.group("conv").inexact
-    small = surgery.shrink(model, cut)
-    assert tried.value(Removal(cut)) == tried.metric(tried.split.y, training.outputs(small, tried.split))
+    assert tried.value(Removal(cut)) == settled(tried, surgery.shrink(model, cut))
 
 
 def test_the_test_split_is_never_judged_by():
     given = subject(planted())
     assert given.about() == {"split": "validation", "samples": len(given.split)}
-    assert not np.isin(given.split.index, given._data.test.index).any()
+    assert not np.isin(given.split.index, given.data.test.index).any()
     without = subject(planted(), validation=0.0)
     assert without.about()["split"] == "calibration"
-    assert not np.isin(without.split.index, without._data.test.index).any()
+    assert not np.isin(without.split.index, without.data.test.index).any()
 
 
 # A subject of numbers: no TensorFlow

@@ -25,7 +25,7 @@ from keras_models import (
 
 from edgeprune import data
 from edgeprune.errors import DataError, RunFolderError
-from edgeprune.keras import feeding, pruning, quantization, tf, tfmot, training
+from edgeprune.keras import feeding, pruning, pruning_wrappers, quantization, tf, tfmot, training
 from edgeprune.recipe import FitOptions
 
 OPTIONS = FitOptions(epochs=3, batch_size=16, learning_rate=0.01)
@@ -192,7 +192,7 @@ def plain():
 
 def pruned(pattern, ramp):
     model = small()
-    wrapped = pruning.wrap(model, pruning.plan(model, pattern), pattern, ramp, steps=15)
+    wrapped = pruning_wrappers.wrap(model, pruning.plan(model, pattern), pattern, ramp, steps=15)
     return wrapped, [tfmot.sparsity.keras.UpdatePruningStep()]
 
 

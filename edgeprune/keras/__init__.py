@@ -9,26 +9,50 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 from edgeprune.quiet import quiet
 
 os.environ["TF_USE_LEGACY_KERAS"] = "1"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-try:
-    with quiet(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import tensorflow as tf
-        import tensorflow_model_optimization as tfmot
-        import tf_keras as keras
-except ModuleNotFoundError as error:
-    from edgeprune.errors import MissingDependency
 
-    raise MissingDependency(
-        f"Building needs the Python package '{error.name}', which is not installed. "
-        'Install it: pip install "edgeprune[host]" (`edgeprune doctor` shows what is missing).'
-    ) from error
+@contextmanager
+def _importing() -> Iterator[None]:
+    """Without what the packages have to say.
+
+    Raises:
+        MissingDependency: a package is not installed.
+    """
+    try:
+        with quiet(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except ModuleNotFoundError as error:
+        from edgeprune.errors import MissingDependency
+
+        raise MissingDependency(
+            f"Building needs the Python package '{error.name}', which is not installed. "
+            'Install it: pip install "edgeprune[host]" (`edgeprune doctor` shows what is missing).'
+        ) from error
+
+
+with _importing():
+    import tensorflow as tf
+    import tf_keras as keras
 
 tf.get_logger().setLevel("ERROR")
 
-__all__ = ["keras", "tf", "tfmot"]
+__all__ = ["keras", "tf"]  # and tfmot
+
+
+def __getattr__(name: str) -> Any:
+    """``tfmot`` when it is first asked for: it imports Keras 3 too, which takes a third of the whole start, and most work needs neither."""
+    if name != "tfmot":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    with _importing():
+        import tensorflow_model_optimization as tfmot
+    globals()["tfmot"] = tfmot
+    return tfmot

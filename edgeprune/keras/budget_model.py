@@ -1,22 +1,16 @@
-"""What budgets need of a model: what may be cut of it, what that costs and does to the metric, and a file to look at.
-
-The metric of a cut is taken as `edgeprune.keras.trials` does, but with BatchNormalization's statistics taken anew for every cut:
-without that, a cut network is judged by the mean and variance of activations that it no longer has, and seems worse than it is
-(Li et al., "EagleEye: Fast sub-net evaluation for efficient neural network pruning" (2020)).
-"""
+"""What budgets need of a model: what may be cut of it, what that costs and does to the metric, and a file to look at."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from edgeprune import allocation, budget, file_size, masks, shrinking
+from edgeprune import allocation, budget, masks, shrinking
 from edgeprune.allocation import Curves
-from edgeprune.analytic import Layer
 from edgeprune.budget_limits import ARENA
 from edgeprune.channels import Coupling
 from edgeprune.errors import CutError
@@ -24,29 +18,22 @@ from edgeprune.inference import Runner
 from edgeprune.keras import (
     conversion,
     export,
-    feeding,
     intake,
     judging,
     preparation,
-    statistics,
     surgery,
     training,
 )
-from edgeprune.keras.arena import Arena
-from edgeprune.keras.costs import Meter
-from edgeprune.keras.latency import Stopwatch
-from edgeprune.keras.trials import BATCH, SIGNAL_BATCH, Trials
+from edgeprune.keras.prices import Milliseconds, Prices
+from edgeprune.keras.trials import Trials
 from edgeprune.metrics import drop
 from edgeprune.pipeline import State
 from edgeprune.progress import Progress
-from edgeprune.search_space import LATENCY, MACS, PARAMS, SIZE, Candidate, Costs, Knob, Space
+from edgeprune.search_space import LATENCY, MACS, Candidate, Costs, Knob, Space
 from edgeprune.sensitivity import Removal, Store
 from edgeprune.shrink_options import Options
 
 COUNTS = 6  # of every group that its curve is taken at
-STATISTICS = 512  # training samples that statistics are taken anew on
-
-Milliseconds = Callable[[Sequence[Layer]], float]
 
 
 def space(model: Any, options: Options, own: masks.Multiple, milliseconds: Milliseconds | None) -> Space:
@@ -62,22 +49,14 @@ def space(model: Any, options: Options, own: masks.Multiple, milliseconds: Milli
     Raises:
         CutError: no group can lose a unit.
     """
-    meter = Meter(model)
-    watch = Stopwatch(model, milliseconds or (lambda layers: 0.0))
-    arena = Arena(watch)
-    knobs = _knobs(meter.coupling, options, own)
+    prices = Prices(model, milliseconds)
+    knobs = _knobs(prices.coupling, options, own)
     units = {knob.name: knob.units for knob in knobs}
 
     def costs(candidate: Candidate) -> Costs:
         cut = {name: range(int(candidate[name])) for name in units if int(candidate[name]) < units[name]}
-        counted, layers = meter(cut), watch.layers(cut)
-        return {
-            MACS: counted.macs,
-            PARAMS: counted.params,
-            SIZE: float(file_size.predicted(layers)),
-            LATENCY: milliseconds(layers) if milliseconds else counted.macs,
-            ARENA: arena(cut),
-        }
+        found = prices(cut)
+        return {LATENCY: found[MACS], **found, ARENA: prices.arena(cut)}
 
     return Space(knobs=knobs, choices={}, costs=costs)
 
@@ -115,35 +94,7 @@ def _knobs(coupling: Coupling, options: Options, own: masks.Multiple) -> tuple[K
     )
 
 
-class Curved(Trials):
-    """A trained model whose cuts are tried with the statistics that they have."""
-
-    def prepare(self) -> None:
-        """Compile once."""
-        train = self._data.train
-        few = train.select(np.linspace(0, len(train) - 1, min(STATISTICS, len(train))).round().astype(int))
-        self._settle = statistics.Statistics(self._model)
-        self._anew = [x for x, _ in feeding.ordered(few, SIGNAL_BATCH)]
-
-    def settled(self, removal: Removal) -> float:
-        """The metric without what is removed, with statistics of what is left."""
-        if not removal.cut:
-            return self.value(removal)
-        if any(self.coupling.group(name).inexact for name in removal.cut):
-            small = surgery.shrink(self._model, removal.cut)
-            statistics.reestimate(small, self._anew)
-            return self._judged(training.outputs(small, self.split, BATCH))
-        before = [(variable, variable.numpy()) for variable in self._model.weights]
-        try:
-            surgery.mask(self._model, self.coupling, removal.cut)
-            self._settle(self._anew)
-            return self._judged(self._outputs())
-        finally:
-            for variable, values in before:
-                variable.assign(values)
-
-
-def curves(trials: Curved, given: Space, criterion: str, store: Store, progress: Progress) -> tuple[Curves, Space]:
+def curves(trials: Trials, given: Space, criterion: str, store: Store, progress: Progress) -> tuple[Curves, Space]:
     """What every group costs to lose, at some of its counts; and the space without the groups that the criterion cannot rank.
 
     Args:
@@ -168,12 +119,11 @@ def curves(trials: Curved, given: Space, criterion: str, store: Store, progress:
 
     def value(removal: Removal) -> float:
         nonlocal done
-        found = float(store.get(f"settled {removal.digest()}", lambda: trials.settled(removal)))
+        found = float(store.get(f"value {removal.digest()}", lambda: trials.value(removal)))
         done += 1
         progress.step(done, total, "points", **{trials.metric.name: found})
         return found
 
-    trials.prepare()
     whole = value(Removal({}))
     found: dict[str, dict[int, float]] = {}
     for name, counts in points:

@@ -1,10 +1,8 @@
 """What a candidate of a search loses, without training it: the proxy that ranks.
 
-One copy of the trained model serves all candidates. What a candidate cuts is masked (`edgeprune.keras.trials`), zeros are laid by
-magnitude into what is left, the statistics of every BatchNormalization are taken anew on a few training batches
-(`edgeprune.keras.statistics`), and the metric is that of held-out samples, never of the test split; then all weights are put
-back. (Li et al., "EagleEye: Fast sub-net evaluation for efficient neural network pruning" (2020), show that without the second
-step such a ranking says little.)
+One copy of the trained model serves all candidates. What a candidate cuts is masked, zeros are laid by magnitude into what is left,
+statistics are taken anew (`edgeprune.keras.runner`), and the metric is that of held-out samples, never of the test split; then
+all weights are put back.
 
 A candidate is seen on a quarter of the samples first. Where a point of the front that costs no more is better by more than three
 standard errors, it is given up.
@@ -15,33 +13,28 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from edgeprune import channels, columns, file_size, granularity, masks, metrics, pipeline, search, shrinking
+from edgeprune import channels, columns, granularity, masks, metrics, pipeline, search, shrinking
 from edgeprune import search_space as spaces
-from edgeprune.analytic import Layer
 from edgeprune.channels import Cut
 from edgeprune.data import Split
 from edgeprune.errors import CutError, RecipeError, RunFolderError
 from edgeprune.inference import Runner
-from edgeprune.keras import export, feeding, judging, kernels, surgery, tf, training, trials
-from edgeprune.keras.costs import Meter
-from edgeprune.keras.latency import Stopwatch
-from edgeprune.keras.statistics import Statistics
-from edgeprune.keras.trials import BATCH, IN_MEMORY_BYTES, Trials
+from edgeprune.keras import export, judging, kernels, surgery
+from edgeprune.keras.prices import Milliseconds, Prices
+from edgeprune.keras.runner import Held
+from edgeprune.keras.trials import Trials
 from edgeprune.search_recipes import NONE, Zeros, zeros_of
 from edgeprune.search_space import Candidate, Costs, Knob, Space
 
-STATISTICS_SAMPLES, STATISTICS_BATCH = 512, 64  # of the training split
 CRITERION = "taylor"
 STAGES = "stages"  # in a run folder
-Milliseconds = Callable[[Sequence[Layer]], float]
-Held = list[tuple[Any, np.ndarray]]  # variables, with the values to give back
 
 
 class Result(NamedTuple):
@@ -58,25 +51,6 @@ class Result(NamedTuple):
     stopped: bool
     samples: int
     seconds: float
-
-
-class Prices:
-    """The costs of cuts of one model, from shapes."""
-
-    def __init__(self, model: Any, milliseconds: Milliseconds | None) -> None:
-        self._meter = Meter(model)
-        self._stopwatch = Stopwatch(model, milliseconds or (lambda layers: 0.0))
-        self._milliseconds = milliseconds
-
-    def __call__(self, cut: Cut) -> dict[str, float]:
-        """``macs``, ``params``, ``size_bytes``, and ``latency_ms`` where it can be predicted."""
-        counted, layers = self._meter(cut), self._stopwatch.layers(cut)
-        found = {
-            spaces.MACS: float(counted.macs),
-            spaces.PARAMS: float(counted.params),
-            spaces.SIZE: float(file_size.predicted(layers)),
-        }
-        return found if self._milliseconds is None else {**found, spaces.LATENCY: self._milliseconds(layers)}
 
 
 def space(
@@ -165,13 +139,8 @@ class Proxy:
         seed: of which samples come first.
         """
         self.subject, self.space = subject, over
-        self._model = subject.model
         self._parts = _parts(subject.split, seed)
-        self._kept: list[list[Any]] | None = None
-        self._statistics = Statistics(self._model)
-        self._predict = _forward(self._model)
-        self._few = self._training_batches()
-        self._uncut = [self._outputs(number) for number in range(len(self._parts))]
+        self._uncut = [subject.runner.outputs(part) for part in self._parts]
         self.reference = self._value(self._uncut)
 
     def __call__(
@@ -194,13 +163,12 @@ class Proxy:
         if any(self.subject.coupling.group(name).inexact for name in cut):
             drop = self._made(cut, zeros)
             return Result(drop, False, total, time.monotonic() - started)
-        before = self._applied(cut, zeros)
-        try:
-            self._statistics(self._few)
+        runner, coupling = self.subject.runner, self.subject.coupling
+        with runner.masked(coupling, cut, lambda: _lay(runner.model, coupling, cut, zeros)):
             outputs: list[Any] = []
             done = 0
             for number, part in enumerate(self._parts):
-                outputs.append(self._outputs(number))
+                outputs.append(runner.outputs(part))
                 done += len(part)
                 if progress:
                     progress(done, total)
@@ -210,51 +178,14 @@ class Proxy:
                         return Result(seen.drop, True, done, time.monotonic() - started)
             drop = metrics.drop(self.subject.metric, self.reference, self._value(outputs))
             return Result(drop, False, total, time.monotonic() - started)
-        finally:
-            for variable, values in before:
-                variable.assign(values)
 
     def _made(self, cut: Cut, zeros: Zeros | None) -> float:
         """The drop of a cut that a mask does not tell of (LayerNormalization): of the smaller model itself."""
-        small = Proxy.__new__(Proxy)
-        small.subject, small.space, small._parts, small._kept = self.subject, self.space, self._parts, self._kept
-        small._model = surgery.shrink(self._model, cut)
-        small._statistics = Statistics(small._model)
-        small._predict = _forward(small._model)
-        _lay(small._model, {}, zeros)
-        small._statistics(self._few)
-        found = small._value([small._outputs(number) for number in range(len(self._parts))])
+        small = self.subject.runner.of(surgery.shrink(self.subject.model, cut))
+        _lay(small.model, self.subject.coupling, {}, zeros)
+        small.settle(once=True)
+        found = self._value([small.outputs(part) for part in self._parts])
         return metrics.drop(self.subject.metric, self.reference, found)
-
-    def _applied(self, cut: Cut, zeros: Zeros | None) -> Held:
-        """Mask what is cut and lay zeros into the rest; what was there before, statistics included."""
-        held = _statistics_of(self._model)
-        before = surgery.mask(self._model, self.subject.coupling, cut) if cut else []
-        if zeros is None:
-            return held + before
-        masked = {variable.ref() for variable, _ in before}
-        laid = _lay(self._model, channels.apply(self.subject.coupling, cut) if cut else {}, zeros)
-        return held + [pair for pair in laid if pair[0].ref() not in masked] + before
-
-    def _training_batches(self) -> list[Any]:
-        train = self.subject.data.train
-        some = np.linspace(0, len(train) - 1, min(STATISTICS_SAMPLES, len(train))).round().astype(int)
-        return [x for x, _ in feeding.ordered(train.select(some), STATISTICS_BATCH)]
-
-    def _outputs(self, number: int) -> Any:
-        """The model's outputs for a part of the samples."""
-        found = [[piece.numpy() for piece in self._predict(x)] for x in self._batches(number)]
-        whole = [np.concatenate(pieces) for pieces in zip(*found, strict=True)]
-        return columns.unnamed(dict(zip(columns.named(self._parts[number].y), whole, strict=True)))
-
-    def _batches(self, number: int) -> Iterable[Any]:
-        """Inputs, kept as the model takes them where they are few."""
-        if self._kept is not None:
-            return self._kept[number]
-        if len(self.subject.split) * trials.sample_bytes(self.subject.data) > IN_MEMORY_BYTES:
-            return (x for x, _ in feeding.ordered(self._parts[number], BATCH))
-        self._kept = [[x for x, _ in feeding.ordered(part, BATCH)] for part in self._parts]
-        return self._kept[number]
 
     def _value(self, outputs: Sequence[Any]) -> float:
         answers = columns.each(lambda *pieces: np.concatenate(pieces), *outputs)
@@ -274,10 +205,6 @@ class Proxy:
         return search.glimpse(drops) if all(map(math.isfinite, drops)) else None
 
 
-def _forward(model: Any) -> Any:
-    return tf.function(lambda x: tf.nest.flatten(model(x, training=False)), reduce_retracing=True)
-
-
 def _parts(split: Split, seed: int) -> list[Split]:
     """Blocks of the first quarter, then the rest; drawn, for a source may be sorted by class."""
     order = np.random.Generator(np.random.PCG64(seed)).permutation(len(split))
@@ -287,21 +214,12 @@ def _parts(split: Split, seed: int) -> list[Split]:
     return [*(split.select(order[block]) for block in first), split.select(order[first[-1].stop :])]
 
 
-def _statistics_of(model: Any) -> Held:
-    found = []
-    for layer in model.layers:
-        for name in ("moving_mean", "moving_variance"):
-            variable = getattr(layer, name, None)
-            if variable is not None:
-                found.append((variable, variable.numpy()))
-    return found
-
-
-def _lay(model: Any, remaining: Mapping[tuple[str, str, int], np.ndarray], zeros: Zeros | None) -> Held:
-    """Zeros by magnitude in every kernel that can be pruned, among what remains of it; what was there before."""
+def _lay(model: Any, coupling: channels.Coupling, cut: Cut, zeros: Zeros | None) -> Held:
+    """Zeros by magnitude in every kernel that can be pruned, among what a cut leaves of it; what was there before."""
     before: Held = []
     if zeros is None:
         return before
+    remaining = channels.apply(coupling, cut) if cut else {}
     for layer in model.layers:
         for kernel in kernels.of(layer):
             variable = kernel.of(layer)
@@ -339,7 +257,7 @@ def judged(run: Path, subject: Trials) -> tuple[float, float]:
     split = subject.data.splits[subject.split_name]
     source, final = _made_by(run)
     found = judging.outputs(judging.File(Runner(final)), export.Exported(source), split, names)
-    whole = subject.metric(split.y, training.outputs(subject.model, split, BATCH))
+    whole = subject.metric(split.y, subject.runner.outputs(split))
     value = subject.metric(split.y, found)
     return value, metrics.drop(subject.metric, whole, value)
 

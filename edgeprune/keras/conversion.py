@@ -40,6 +40,7 @@ _ENVIRONMENT = {
     "TF_CPP_MIN_LOG_LEVEL": "1",
 }
 _LOOPS = ("Bidirectional", "ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D", "GRU", "LSTM", "RNN", "SimpleRNN")
+SPARES = 2  # processes that are kept: a build needs so many, and the next model's needs them again
 _LAST_LINES = 5  # of the log, in a message
 # What TensorFlow says at every start.
 _CHATTER = re.compile(r"[IW]\d{4} |WARNING: All log messages|Extension modules:|\s*$")
@@ -49,7 +50,7 @@ _LAYER = re.compile(r'"(?:[^"/]+/)*([^"/]+)/[^"/]+@__inference')
 
 class Converter:
     """A converter process, started at once so that it loads TensorFlow while its first model is still being prepared; one
-    that is idle at the end waits for the next `Converter`.
+    that is idle at the end waits for a later `Converter`.
 
     >>> with Converter(workspace / "converter.log") as converter:                   # doctest: +SKIP
     ...     converter.convert(folder, workspace / "model.tflite")
@@ -263,34 +264,34 @@ class _Child:
 
 
 class _Spare:
-    """At most one process that waits for its `Converter`."""
+    """Processes that wait for their `Converter`: at most as many as the convert stage has side by side."""
 
     def __init__(self) -> None:
-        self._child: _Child | None = None
+        self.waiting: list[_Child] = []
         atexit.register(self.drop)
 
     def fill(self) -> None:
-        if self._child is None:
-            self._child = _Child()
+        if not self.waiting:
+            self.waiting.append(_Child())
 
     def take(self) -> _Child:
-        child, self._child = self._child, None
-        if child is not None and child.process.poll() is not None:  # it died waiting
-            child.end()
-            child = None
-        return child or _Child()
+        while self.waiting:
+            child = self.waiting.pop()
+            if child.process.poll() is None:
+                return child
+            child.end()  # it died waiting
+        return _Child()
 
     def give(self, child: _Child) -> None:
-        """Keep a process that has nothing to do; end it if another one waits already, or it is still at work."""
-        if self._child is None and child.idle and child.process.poll() is None:
-            self._child = child
+        """Keep a process that has nothing to do; end it if enough wait already, or it is still at work."""
+        if len(self.waiting) < SPARES and child.idle and child.process.poll() is None:
+            self.waiting.append(child)
         else:
             child.end()
 
     def drop(self) -> None:
-        if self._child is not None:
-            self._child.end()
-            self._child = None
+        while self.waiting:
+            self.waiting.pop().end()
 
 
 _spare = _Spare()

@@ -1,8 +1,7 @@
-"""TFMOT magnitude pruning: which layers, with which schedule, in which pattern.
+"""What every stage that prunes says: which layers, in which pattern, along which ramp; what it gave up for what, and its masks.
 
-The wrapping, the masks and the training-time updates are TFMOT's ``prune_low_magnitude``; what it cannot do are visible
-subclasses of its own classes (`edgeprune.keras.pruning_wrappers`). Which weights of a layer are kernels is the table in
-`edgeprune.keras.kernels`.
+Which weights of a layer are kernels is the table in `edgeprune.keras.kernels`; TFMOT's own steps are in
+`edgeprune.keras.pruning_wrappers`.
 """
 
 from __future__ import annotations
@@ -17,14 +16,9 @@ import numpy as np
 
 from edgeprune import files, schedules
 from edgeprune.errors import RecipeError
-from edgeprune.keras import graph, keras, kernels, tfmot
-from edgeprune.keras.pruning_wrappers import BlockPruned, KernelsPruned, RampedNM, StepSchedule
+from edgeprune.keras import graph, keras, kernels
 from edgeprune.option_types import n_of_m
 from edgeprune.pipeline import State
-
-UPDATES = (
-    100  # mask updates over the ramp, at most; TFMOT's default frequency of 100 steps is longer than a small stage
-)
 
 
 class Pattern(NamedTuple):
@@ -176,67 +170,6 @@ def _name_reason(name: str, include: str, exclude: str | None) -> str | None:
     return None
 
 
-def wrap(model: Any, plans: list[LayerPlan], pattern: Pattern, ramp: Ramp, steps: int) -> Any:
-    """A copy of the model whose planned layers are TFMOT pruning wrappers.
-
-    Args:
-        model: functional; not changed, shares no layer with the result.
-        plans: from ``plan``.
-        pattern, ramp: what and when.
-        steps: training steps of the whole stage.
-
-    Raises:
-        RecipeError: no layer is left to prune.
-    """
-    chosen = {entry.name: entry.kernels for entry in plans if entry.prunable}
-    if not chosen:
-        why = "; ".join(f"{entry.name}: {entry.reason}" for entry in plans) or "it has no layer with weights"
-        raise RecipeError(
-            f"The prune stage found no layer that can carry the pattern {pattern} ({why}). Change granularity or include."
-        )
-    schedule = tfmot_schedule(ramp, steps, pattern)
-
-    def copy(layer: Any) -> Any:
-        fresh = graph.copy_layer(layer)
-        return _wrapper(fresh, chosen[layer.name], pattern, ramp, schedule) if layer.name in chosen else fresh
-
-    return graph.rebuild(model, copy=copy)
-
-
-def _wrapper(layer: Any, chosen: tuple[kernels.Kernel, ...], pattern: Pattern, ramp: Ramp, schedule: Any) -> Any:
-    if pattern.granularity == "n:m":
-        zeros = (pattern.m - pattern.n, pattern.m)  # TFMOT counts zeros: its (2, 4) is 2 zeros of 4
-        kind = RampedNM if ramp.schedule == "steps" else KernelsPruned
-        return kind(layer, chosen, pruning_schedule=schedule, sparsity_m_by_n=zeros)
-    if pattern.granularity == "block":
-        return BlockPruned(layer, chosen, pattern.block, pruning_schedule=schedule, block_pooling_type=pattern.pooling)
-    return KernelsPruned(layer, chosen, pruning_schedule=schedule)
-
-
-def tfmot_schedule(ramp: Ramp, steps: int, pattern: Pattern) -> Any:
-    """The TFMOT schedule in steps for a ramp in shares of the stage.
-
-    TFMOT updates masks only every ``frequency`` steps and only up to ``end_step``; unless the two meet, the last update
-    comes early and the final sparsity is never reached. The end is therefore moved to a multiple of the frequency.
-    """
-    end = max(1, round(ramp.end * steps))
-    begin = min(round(ramp.begin * steps), end - 1)  # a short stage may round both to one step
-    frequency = min(ramp.frequency or max(1, (end - begin) // UPDATES), end - begin)
-    last = begin + (end - begin) // frequency * frequency
-    if ramp.schedule == "constant":
-        return tfmot.sparsity.keras.ConstantSparsity(ramp.final, begin, end_step=last, frequency=frequency)
-    if ramp.schedule == "steps":
-        return StepSchedule(pattern.m - pattern.n, pattern.m, begin, last, frequency)
-    return tfmot.sparsity.keras.PolynomialDecay(
-        initial_sparsity=ramp.initial,
-        final_sparsity=ramp.final,
-        begin_step=begin,
-        end_step=last,
-        power=ramp.power,
-        frequency=frequency,
-    )
-
-
 def schedule_function(ramp: Ramp, pattern: Pattern) -> schedules.Schedule:
     """The same ramp as a function of progress 0..1, for the report."""
     if pattern.granularity == "n:m" and ramp.schedule != "steps":
@@ -251,32 +184,6 @@ def schedule_function(ramp: Ramp, pattern: Pattern) -> schedules.Schedule:
 def curve(schedule: schedules.Schedule, epochs: int, points: int = 200) -> list[dict[str, float]]:
     """A schedule over a stage's epochs, for the picture."""
     return [{"epoch": epochs * i / points, "sparsity": schedule(i / points)} for i in range(points + 1)]
-
-
-def masks(model: Any) -> dict[str, np.ndarray]:
-    """Boolean masks (True = kept) of a wrapped model's kernels, in Keras' layouts, by the names of ``kernels.key``.
-
-    A layer's main kernel goes by the layer's name, another by ``layer:kernel``.
-    """
-    return {
-        kernels.key(layer.layer.name, kernel): mask.numpy().astype(bool)
-        for layer in model.layers
-        if isinstance(layer, KernelsPruned)
-        for kernel, (_, mask, _) in zip(layer.kernels, layer.pruning_vars, strict=True)
-    }
-
-
-def strip(model: Any) -> Any:
-    """The plain model inside a wrapped one, masks applied a last time.
-
-    The optimizer's last step came after the last masking, so weights off the mask are small but not zero.
-    """
-    final = masks(model)
-    plain = graph.rebuild(tfmot.sparsity.keras.strip_pruning(model))
-    for name, mask in final.items():
-        kernel = kernels.find(plain, name)
-        kernel.assign(np.where(mask, kernel.numpy(), 0.0))
-    return plain
 
 
 def entries(

@@ -1,4 +1,4 @@
-"""TFMOT's pruning wrapper for what it cannot take by itself, as visible subclasses of its own classes.
+"""TFMOT magnitude pruning: its wrapping, its schedules, its masks, and visible subclasses of its classes for what they cannot do.
 
 - `KernelsPruned`: kernels of any rank and layout. TFMOT refuses rank 3 with an n:m pattern, and lays the pattern along the
   output channels of a transposed convolution.
@@ -11,9 +11,103 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+import numpy as np
 from tensorflow_model_optimization.python.core.sparsity.keras import pruning_impl, pruning_wrapper
 
-from edgeprune.keras import kernels, tf, tfmot
+from edgeprune.errors import RecipeError
+from edgeprune.keras import graph, kernels, tf, tfmot
+from edgeprune.keras.pruning import LayerPlan, Pattern, Ramp
+
+UPDATES = (
+    100  # mask updates over the ramp, at most; TFMOT's default frequency of 100 steps is longer than a small stage
+)
+
+
+def wrap(model: Any, plans: list[LayerPlan], pattern: Pattern, ramp: Ramp, steps: int) -> Any:
+    """A copy of the model whose planned layers are TFMOT pruning wrappers.
+
+    Args:
+        model: functional; not changed, shares no layer with the result.
+        plans: from ``plan``.
+        pattern, ramp: what and when.
+        steps: training steps of the whole stage.
+
+    Raises:
+        RecipeError: no layer is left to prune.
+    """
+    chosen = {entry.name: entry.kernels for entry in plans if entry.prunable}
+    if not chosen:
+        why = "; ".join(f"{entry.name}: {entry.reason}" for entry in plans) or "it has no layer with weights"
+        raise RecipeError(
+            f"The prune stage found no layer that can carry the pattern {pattern} ({why}). Change granularity or include."
+        )
+    schedule = tfmot_schedule(ramp, steps, pattern)
+
+    def copy(layer: Any) -> Any:
+        fresh = graph.copy_layer(layer)
+        return _wrapper(fresh, chosen[layer.name], pattern, ramp, schedule) if layer.name in chosen else fresh
+
+    return graph.rebuild(model, copy=copy)
+
+
+def _wrapper(layer: Any, chosen: tuple[kernels.Kernel, ...], pattern: Pattern, ramp: Ramp, schedule: Any) -> Any:
+    if pattern.granularity == "n:m":
+        zeros = (pattern.m - pattern.n, pattern.m)  # TFMOT counts zeros: its (2, 4) is 2 zeros of 4
+        kind = RampedNM if ramp.schedule == "steps" else KernelsPruned
+        return kind(layer, chosen, pruning_schedule=schedule, sparsity_m_by_n=zeros)
+    if pattern.granularity == "block":
+        return BlockPruned(layer, chosen, pattern.block, pruning_schedule=schedule, block_pooling_type=pattern.pooling)
+    return KernelsPruned(layer, chosen, pruning_schedule=schedule)
+
+
+def tfmot_schedule(ramp: Ramp, steps: int, pattern: Pattern) -> Any:
+    """The TFMOT schedule in steps for a ramp in shares of the stage.
+
+    TFMOT updates masks only every ``frequency`` steps and only up to ``end_step``; unless the two meet, the last update
+    comes early and the final sparsity is never reached. The end is therefore moved to a multiple of the frequency.
+    """
+    end = max(1, round(ramp.end * steps))
+    begin = min(round(ramp.begin * steps), end - 1)  # a short stage may round both to one step
+    frequency = min(ramp.frequency or max(1, (end - begin) // UPDATES), end - begin)
+    last = begin + (end - begin) // frequency * frequency
+    if ramp.schedule == "constant":
+        return tfmot.sparsity.keras.ConstantSparsity(ramp.final, begin, end_step=last, frequency=frequency)
+    if ramp.schedule == "steps":
+        return StepSchedule(pattern.m - pattern.n, pattern.m, begin, last, frequency)
+    return tfmot.sparsity.keras.PolynomialDecay(
+        initial_sparsity=ramp.initial,
+        final_sparsity=ramp.final,
+        begin_step=begin,
+        end_step=last,
+        power=ramp.power,
+        frequency=frequency,
+    )
+
+
+def masks(model: Any) -> dict[str, np.ndarray]:
+    """Boolean masks (True = kept) of a wrapped model's kernels, in Keras' layouts, by the names of ``kernels.key``.
+
+    A layer's main kernel goes by the layer's name, another by ``layer:kernel``.
+    """
+    return {
+        kernels.key(layer.layer.name, kernel): mask.numpy().astype(bool)
+        for layer in model.layers
+        if isinstance(layer, KernelsPruned)
+        for kernel, (_, mask, _) in zip(layer.kernels, layer.pruning_vars, strict=True)
+    }
+
+
+def strip(model: Any) -> Any:
+    """The plain model inside a wrapped one, masks applied a last time.
+
+    The optimizer's last step came after the last masking, so weights off the mask are small but not zero.
+    """
+    final = masks(model)
+    plain = graph.rebuild(tfmot.sparsity.keras.strip_pruning(model))
+    for name, mask in final.items():
+        kernel = kernels.find(plain, name)
+        kernel.assign(np.where(mask, kernel.numpy(), 0.0))
+    return plain
 
 
 class StepSchedule(tfmot.sparsity.keras.PruningSchedule):

@@ -15,7 +15,8 @@ from tensorflow_model_optimization.python.core.quantization.keras import quantiz
 
 from edgeprune import granularity, masks
 from edgeprune.keras import keras, kernels, tf
-from edgeprune.keras.pruning import LayerPlan, Pattern, Ramp, tfmot_schedule
+from edgeprune.keras.pruning import LayerPlan, Pattern, Ramp
+from edgeprune.keras.pruning_wrappers import tfmot_schedule
 
 TIES = 2.0**-12  # of a weight's own magnitude, added to its score: int8 has 127 magnitudes, and many weights share one
 # Of a variable that is written while the model runs, also under `tf.distribute`, where every replica writes the same.

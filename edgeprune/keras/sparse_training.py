@@ -229,12 +229,12 @@ def batches(split: Any, count: int, size: int, seed: int | None = None) -> list[
         size: samples per batch.
         seed: of a random choice; None: evenly out of the split.
     """
-    count = min(count, len(split))
     if seed is None:
-        chosen = np.linspace(0, len(split) - 1, count).round().astype(int)
+        few = split.evenly(count)
     else:
-        chosen = np.random.Generator(np.random.PCG64(seed)).choice(len(split), count, replace=False)
-    return [(_ordered(x), _ordered(y)) for x, y in split.select(chosen).batches(size)]
+        generator = np.random.Generator(np.random.PCG64(seed))
+        few = split.select(generator.choice(len(split), min(count, len(split)), replace=False))
+    return [(_ordered(x), _ordered(y)) for x, y in few.batches(size)]
 
 
 def _ordered(given: Any) -> Any:

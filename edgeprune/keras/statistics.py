@@ -18,8 +18,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
-
 from edgeprune.data import Split
 from edgeprune.keras import feeding, graph, keras, tf
 
@@ -77,8 +75,7 @@ def reestimate(model: Any, batches: Iterable[Tensor]) -> None:
 
 def settle(model: Any, train: Split) -> None:
     """Re-estimate a model's statistics on samples of the training split, evenly taken: the same ones every time."""
-    few = train.select(np.linspace(0, len(train) - 1, min(SAMPLES, len(train))).round().astype(int))
-    reestimate(model, (x for x, _ in feeding.ordered(few, BATCH)))
+    reestimate(model, (x for x, _ in feeding.ordered(train.evenly(SAMPLES), BATCH)))
 
 
 def _unconstrained(layer: Any) -> Any:

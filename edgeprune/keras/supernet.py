@@ -41,7 +41,7 @@ from edgeprune.errors import RecipeError
 from edgeprune.keras import channel_graph, distillation, gated, graph, keras, surgery, tf, training
 from edgeprune.keras.candidates import Proxy
 from edgeprune.keras.gate_variables import EACH
-from edgeprune.keras.statistics import reestimate, settle
+from edgeprune.keras.statistics import settle
 from edgeprune.keras.trials import Trials
 from edgeprune.pipeline import LOCK_FILE
 from edgeprune.progress import Progress
@@ -185,7 +185,7 @@ class Judge(Proxy):
             A functional model, uncompiled, its statistics re-estimated.
         """
         small = surgery.removed(self.net.model, self.subject.coupling, self.space.cut(candidate))
-        reestimate(small, self._few)
+        self.subject.runner.of(small).settle(once=True)
         return small
 
 

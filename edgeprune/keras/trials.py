@@ -1,33 +1,28 @@
-"""Tries cuts on a trained model: what its metric would be, without making each smaller model.
-
-Cutting channels gives what zeros in the weights that read them give (`edgeprune.keras.surgery`), so one copy of the model serves
-for all cuts: weights are set to 0, the samples go through the one compiled function, the weights are put back.
-"""
+"""Tries cuts on a trained model: what its metric would be, and what it would cost, without making each smaller model."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from edgeprune import api, channel_blocks, columns, metrics, scoring
+from edgeprune import api, channel_blocks, metrics, scoring
 from edgeprune import data as datasets
 from edgeprune.analytic import Layer
 from edgeprune.channel_blocks import Block
 from edgeprune.channels import Cut
 from edgeprune.data import Data, Split
 from edgeprune.errors import CutError
-from edgeprune.keras import feeding, graph, intake, program, signals, surgery, tf, training
+from edgeprune.keras import feeding, graph, intake, program, signals, surgery, training
 from edgeprune.keras.costs import Meter
 from edgeprune.keras.latency import Stopwatch
+from edgeprune.keras.runner import STATISTICS_SAMPLES, Runner
 from edgeprune.progress import Progress
 from edgeprune.recipe import Recipe
 from edgeprune.sensitivity import Costs, Removal, Scores, block_word
 
-BATCH, SIGNAL_BATCH = 256, 32  # small batches, so that squares of gradients are nearly those of single samples
-IN_MEMORY_BYTES = 512 << 20  # of samples; more are read anew for every cut
+SIGNAL_BATCH = 32  # small, so that squares of gradients are nearly those of single samples
 SIGNAL_SAMPLES = 512  # training samples that a criterion sees, as many as the shrink stage takes
 
 Clocks = Callable[[Any], Mapping[str, Callable[[Cut], float]]]
@@ -82,6 +77,7 @@ class Trials:
         key: digests of the model and of the samples.
         model: a copy of the model that was given, flat, with its weights.
         data: that was given.
+        runner: of that copy.
     """
 
     def __init__(
@@ -95,23 +91,22 @@ class Trials:
         seed: of that choice.
         clocks: model -> further costs of cuts of it, by name: ``{"latency_ms": ...}``.
         """
-        self.model = self._model = graph.rebuild(model)
-        self._meter = Meter(self._model)
-        self.data = self._data = data
+        self.model, self.data = graph.rebuild(model), data
+        self.runner = Runner(self.model, data)
+        self._meter = Meter(self.model)
         self.coupling = self._meter.coupling
         self.blocks: Sequence[Block] = channel_blocks.removable(self.coupling.graph)
         self._clocks = clocks or (lambda _: {})
-        self._measures: dict[str | None, Callable[[Cut], Costs]] = {None: self._measured(self._model, self._meter)}
+        self._measures: dict[str | None, Callable[[Cut], Costs]] = {None: self._measured(self.model, self._meter)}
         self.metric = metric
         self.split_name = "validation" if len(data.validation) else "calibration"
         self.split = _some(data.splits[self.split_name], samples, seed)
-        self._predict = tf.function(lambda x: tf.nest.flatten(self._model(x, training=False)), reduce_retracing=True)
-        self._batches: list[Any] | None = None
         self.key: Mapping[str, Any] = {
-            "model": api.model_digest(self._model),
+            "model": api.model_digest(self.model),
             "data": data.fingerprint,
             "samples": self.split.digest(),
             "metric": metric.title,
+            "statistics": STATISTICS_SAMPLES,
         }
 
     def about(self) -> dict[str, Any]:
@@ -120,26 +115,30 @@ class Trials:
 
     def scores(self, criterion: str) -> tuple[Scores, Mapping[str, str]]:
         """As the shrink stage scores, on training samples; raises as ``signals.collect`` and ``scoring.units``."""
-        train = self._data.train
-        few = train.select(np.linspace(0, len(train) - 1, min(SIGNAL_SAMPLES, len(train))).round().astype(int))
-        loss = training.objective(self._model, self._data.tasks).loss
-        wanted = set(scoring.needed(criterion))
-        found = signals.collect(self._model, wanted, feeding.ordered(few, SIGNAL_BATCH), loss)
+        few = feeding.ordered(self.data.train.evenly(SIGNAL_SAMPLES), SIGNAL_BATCH)
+        loss = training.objective(self.model, self.data.tasks).loss
+        found = signals.collect(self.model, set(scoring.needed(criterion)), few, loss)
         units = scoring.units(self.coupling, criterion, found)
         return units, scoring.unscored(self.coupling, criterion, found)
 
     def value(self, removal: Removal) -> float:
-        """The metric without what is removed."""
+        """The metric without what is removed, with the statistics of what is left."""
         if removal.block is not None:
-            return self._judged(training.outputs(self._without(removal.block), self.split, BATCH))
+            return self._smaller(self._without(removal.block))
         if any(self.coupling.group(name).inexact for name in removal.cut):
-            return self._judged(training.outputs(surgery.shrink(self._model, removal.cut), self.split, BATCH))
-        before = surgery.mask(self._model, self.coupling, removal.cut)
-        try:
-            return self._judged(self._outputs())
-        finally:
-            for variable, values in before:
-                variable.assign(values)
+            return self._smaller(surgery.shrink(self.model, removal.cut))
+        if not removal.cut:
+            return self._judged(self.runner)
+        with self.runner.masked(self.coupling, removal.cut):
+            return self._judged(self.runner)
+
+    def _smaller(self, model: Any) -> float:
+        runner = self.runner.of(model)
+        runner.settle(once=True)
+        return self._judged(runner)
+
+    def _judged(self, runner: Runner) -> float:
+        return self.metric(self.split.y, runner.outputs(self.split))
 
     def costs(self, removal: Removal) -> Costs:
         """``macs``, ``params`` and what the clocks tell of what is left."""
@@ -160,33 +159,10 @@ class Trials:
         return costs
 
     def _without(self, name: str) -> Any:
-        return surgery.without(self._model, [self._block(name)])
+        return surgery.without(self.model, [self._block(name)])
 
     def _block(self, name: str) -> Block:
         return next(block for block in self.blocks if block_word(block) == name)
-
-    def _outputs(self) -> Any:
-        """As ``training.outputs``, without compiling anew."""
-        parts = [[part.numpy() for part in self._predict(x)] for x in self._inputs()]
-        whole = [np.concatenate(pieces) for pieces in zip(*parts, strict=True)]
-        return columns.unnamed(dict(zip(columns.named(self.split.y), whole, strict=True)))
-
-    def _inputs(self) -> Iterable[Any]:
-        """The samples in batches, kept as the model takes them where they are few."""
-        if self._batches is None:
-            batches = (x for x, _ in feeding.ordered(self.split, BATCH))
-            if len(self.split) * sample_bytes(self._data) > IN_MEMORY_BYTES:
-                return batches
-            self._batches = list(batches)
-        return self._batches
-
-    def _judged(self, outputs: Any) -> float:
-        return self.metric(self.split.y, outputs)
-
-
-def sample_bytes(data: Data) -> int:
-    """Of one sample, as the model takes it: four for every number."""
-    return 4 * sum(math.prod(shape) for shape in columns.values(data.sample_shape))
 
 
 def _some(split: Split, count: int, seed: int) -> Split:

@@ -10,9 +10,9 @@ torch_pruning_side.py, runs in that venv and exchanges .npz files with this one.
   channels for itself, once all kernels that make or read them. After the transformation that is named, both are divided by
   their mean; written are the rank correlation and the largest difference of any channel.
 * accuracy: both sides cut the same network to half of its multiply-accumulates, ranking over the whole network, the kernels that
-  read a channel heard with those that make it (``consumers: true``; torch-pruning knows nothing else), and fine-tune it: same images, order, batches, optimizer, learning rate, penalty and epochs, one thread each.
-  BatchNormalization's averages are what each gives its users: torch moves them by a tenth per step, edgeprune takes them anew
-  after the cut and after the training.
+  read a channel heard with those that make it (``consumers: true``; torch-pruning knows nothing else), and fine-tune it: same
+  images, order, batches, optimizer, learning rate, penalty and epochs, one thread each. BatchNormalization's averages are what
+  each gives its users: torch moves them by a tenth per step, edgeprune takes them anew after the cut and after the training.
 
 What is in benchmarks/results/torch_pruning.json already is not done again; with other settings, give another --results.
 """

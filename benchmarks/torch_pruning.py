@@ -10,9 +10,10 @@ torch_pruning_side.py, runs in that venv and exchanges .npz files with this one.
   channels for itself, once all kernels that make or read them. After the transformation that is named, both are divided by
   their mean; written are the rank correlation and the largest difference of any channel.
 * accuracy: both sides cut the same network to half of its multiply-accumulates, ranking over the whole network, the kernels that
-  read a channel heard with those that make it (``consumers: true``; torch-pruning knows nothing else), and fine-tune it: same
-  images, order, batches, optimizer, learning rate, penalty and epochs, one thread each. BatchNormalization's averages are what
-  each gives its users: torch moves them by a tenth per step, edgeprune takes them anew after the cut and after the training.
+  read a channel and the scales of BatchNormalization heard with the kernels that make it (``consumers: true``, ``scales: true``;
+  torch-pruning knows nothing else), and fine-tune it: same images, order, batches, optimizer, learning rate, penalty and epochs,
+  one thread each. BatchNormalization's averages are what each gives its users: torch moves them by a tenth per step, edgeprune
+  takes them anew after the cut and after the training.
 
 What is in benchmarks/results/torch_pruning.json already is not done again; with other settings, give another --results.
 """
@@ -385,15 +386,15 @@ def _ours(
 
 
 def _cut(model: Any, meter: Any, given: Arrays, settings: Settings, criterion: str) -> Any:
-    """The shrink stage's cut: ranked over the whole network, readers heard as theirs are; any count of channels."""
+    """The shrink stage's cut: ranked over the whole network, readers and scales heard as theirs are; any count of channels."""
     from edgeprune import scoring, shrinking
     from edgeprune.keras import signals
 
     x, y = (given[name][given["scored"]] for name in ("x_train", "y_train"))
     x = x.astype(np.float32)
     batches = [(x[start : start + 32], y[start : start + 32]) for start in range(0, len(x), 32)]
-    found = signals.collect(model, scoring.needed(criterion), batches, _loss())
-    scores = scoring.units(meter.coupling, criterion, found, consumers=True)
+    found = signals.collect(model, {*scoring.needed(criterion), "scale"}, batches, _loss())
+    scores = scoring.units(meter.coupling, criterion, found, consumers=True, scales=True)
     rules = shrinking.Rules({name: len(values) for name, values in scores.items()}, scope="network")
     uncut = meter({}).macs
     return rules.reach(scores, lambda cut: meter(cut).macs / uncut, settings.macs, "macs")[1]

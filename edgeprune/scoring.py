@@ -50,6 +50,7 @@ def units(
     normalise: str | None = "mean",
     aggregate: str = "mean",
     consumers: bool = False,
+    scales: bool = False,
 ) -> dict[str, Array]:
     """A score per unit of every group that can be cut and scored.
 
@@ -61,6 +62,8 @@ def units(
         aggregate: of what the members say of a unit: ``mean``, ``sum`` or ``max``.
         consumers: whether the kernels that read the channels have a say too, by their input slices (Fang et al. 2023,
             "DepGraph"); only with criteria that score weights.
+        scales: whether the BatchNormalization behind a kernel that makes the channels has a say too, by |gamma| (Liu et al. 2017,
+            "slimming"), where the signals hold a ``scale``: a kernel in front of one can be scaled at will and nothing changes.
 
     Returns:
         Group -> (units,) float64, higher = keep. Groups for which ``unscored`` has a reason are left out.
@@ -72,11 +75,12 @@ def units(
     """
     _check_words(normalise, aggregate)
     scores = _kernel_scores(criterion, signals)
+    gammas = {layer: np.abs(given["scale"]) for layer, given in signals.items() if scales and "scale" in given}
     found = {}
     for group in _cuttable(coupling):
         rows = [
             _spread(values, member, group.units)
-            for member, values in _members(coupling, group, criterion, scores, normalise, consumers)
+            for member, values in _members(coupling, group, criterion, scores, normalise, consumers, gammas)
         ]
         if rows and np.isfinite(np.stack(rows)).any(axis=0).all():
             found[group.name] = AGGREGATES[aggregate](np.stack(rows))
@@ -164,18 +168,21 @@ def _members(
     scores: Mapping[str, Array],
     normalise: str | None,
     consumers: bool,
+    gammas: Mapping[str, Array],
 ) -> list[tuple[Member, Array]]:
     """The members that have a say, each with a score per unit that it holds, in the order of the units."""
     main, pooling = _main_kernels(coupling), criteria.POOLING.get(criterion, "sum")
     found = []
     for member in (*group.producers, *(group.consumers if consumers else ())):
-        values = scores.get(member.layer)
-        reads = member.role == "consumer"
-        if values is None or main.get(member.layer) != member.weight or (reads and values.ndim == 1):
+        if main.get(member.layer) != member.weight:
             continue
+        reads = member.role == "consumer"
         length = len(coupling.axes[member.layer, member.weight, member.axis])
-        pooled = _pooled(_slices(values, -2 if reads else -1, length), member, pooling)
-        found.append((member, masks.normalised({"": pooled}, normalise)[""] if normalise else pooled))
+        for values in (scores.get(member.layer), None if reads else gammas.get(member.layer)):
+            if values is None or (reads and values.ndim == 1):
+                continue
+            pooled = _pooled(_slices(values, -2 if reads else -1, length), member, pooling)
+            found.append((member, masks.normalised({"": pooled}, normalise)[""] if normalise else pooled))
     return found
 
 

@@ -103,6 +103,10 @@ class Options(FitOptions):
     consumers: bool = Field(
         False, description="whether the kernels that read a channel have a say too, not only those that make it"
     )
+    scales: bool = Field(
+        False,
+        description="whether the scale of the BatchNormalization behind a kernel has a say too, where there is one",
+    )
     epochs: int = Field(8, ge=0, le=10_000, description="passes over the training split, shared by the rounds")
 
     _compile = field_validator("scope", "ratios", "floors", "multiples")(expressions)

@@ -150,7 +150,8 @@ def _scores(state: State, options: Options, model: Any, coupling: Any) -> tuple[
     if options.zeros:
         return coupled.alive(model, coupling)
     signals = _signals(state, options, model)
-    found = scoring.units(coupling, options.criterion, signals, options.normalise, options.aggregate, options.consumers)
+    heard = {name: getattr(options, name) for name in ("normalise", "aggregate", "consumers", "scales")}
+    found = scoring.units(coupling, options.criterion, signals, **heard)
     return found, scoring.unscored(coupling, options.criterion, signals)
 
 
@@ -160,7 +161,8 @@ def _signals(state: State, options: Options, model: Any) -> Any:
 
     few = state.run.data.train.evenly(options.samples)
     loss = training.objective(model, state.run.data.tasks).loss
-    return signals.collect(model, set(scoring.needed(options.criterion)), feeding.ordered(few, SAMPLES_PER_BATCH), loss)
+    wanted = {*scoring.needed(options.criterion), *(["scale"] if options.scales else [])}
+    return signals.collect(model, wanted, feeding.ordered(few, SAMPLES_PER_BATCH), loss)
 
 
 def _without_blocks(state: State, options: Options, model: Any) -> tuple[Any, list[dict[str, Any]]]:

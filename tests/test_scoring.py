@@ -64,6 +64,17 @@ def test_scores_per_channel_say_nothing_of_the_inputs_of_a_consumer():
     np.testing.assert_allclose(scores("slimming", given, normalise=None, consumers=True)["a"], [1.5, 2.5])
 
 
+def test_the_scale_behind_a_kernel_is_a_member_of_its_own():
+    given = {name: dict(one) for name, one in SIGNALS.items()}
+    given["a"]["scale"] = np.array([-1.0, 3.0])
+    heard = scores(signals=given, normalise=None, scales=True)["a"]
+    np.testing.assert_allclose(heard, [(2 + 1 + 8) / 3, (6 + 3 + 8) / 3])
+    np.testing.assert_allclose(scores(signals=given, normalise=None)["a"], [5, 7])
+    np.testing.assert_allclose(
+        scores(signals=given, scales=True)["a"], np.mean([[0.5, 1.5], [0.5, 1.5], [1.0, 1.0]], axis=0)
+    )
+
+
 def test_a_member_without_the_signal_has_no_say():
     given = {"a": {"scale": np.array([1.0, 3.0])}, "b": {"weights": B}}
     np.testing.assert_allclose(scores("slimming", given)["a"], [0.5, 1.5])

@@ -9,11 +9,11 @@ torch_pruning_side.py, runs in that venv and exchanges .npz files with this one.
 * criteria: both sides score the same weights with the same gradients, once one kernel of every group of coupled
   channels for itself, once all kernels that make or read them. After the transformation that is named, both are divided by
   their mean; written are the rank correlation and the largest difference of any channel.
-* accuracy: both sides cut the same network to half of its multiply-accumulates, ranking over the whole network, the kernels that
-  read a channel and the scales of BatchNormalization heard with the kernels that make it (``consumers: true``, ``scales: true``;
-  torch-pruning knows nothing else), and fine-tune it: same images, order, batches, optimizer, learning rate, penalty and epochs,
-  one thread each. BatchNormalization's averages are what each gives its users: torch moves them by a tenth per step, edgeprune
-  takes them anew after the cut and after the training.
+* accuracy: both sides cut the same network to half of its multiply-accumulates, ranking over the whole network. As in
+  torch-pruning, which knows nothing else, the kernels that read a channel and the scales of BatchNormalization are heard with
+  the kernels that make it, large kernels more than small ones (``AS_THEIRS``: options of the stage shrink). Both fine-tune with
+  the same images, order, batches, optimizer, learning rate, penalty and epochs, one thread each. BatchNormalization's averages
+  are what each gives its users: torch moves them by a tenth per step, edgeprune takes them anew after cut and training.
 
 What is in benchmarks/results/torch_pruning.json already is not done again; with other settings, give another --results.
 """
@@ -41,6 +41,12 @@ RESULTS = HERE / "results" / "torch_pruning.json"
 SIDE = HERE / "torch_pruning_side.py"
 EXACT = 1e-4  # difference of two scores, of their mean, that float32 explains
 SAMPLES = 256  # training images that the numbers are compared on
+AS_THEIRS = {
+    "normalise": None,
+    "normalise_groups": "mean",
+    "consumers": True,
+    "scales": True,
+}  # who has a say, and how much
 Arrays = dict[str, np.ndarray]
 Change = Callable[[np.ndarray], np.ndarray]
 CHANGES: dict[str, Change] = {"": lambda scores: scores, "square": np.square, "root": np.sqrt}
@@ -386,7 +392,7 @@ def _ours(
 
 
 def _cut(model: Any, meter: Any, given: Arrays, settings: Settings, criterion: str) -> Any:
-    """The shrink stage's cut: ranked over the whole network, readers and scales heard as theirs are; any count of channels."""
+    """The shrink stage's cut: ranked over the whole network as theirs is; any count of channels."""
     from edgeprune import scoring, shrinking
     from edgeprune.keras import signals
 
@@ -394,7 +400,7 @@ def _cut(model: Any, meter: Any, given: Arrays, settings: Settings, criterion: s
     x = x.astype(np.float32)
     batches = [(x[start : start + 32], y[start : start + 32]) for start in range(0, len(x), 32)]
     found = signals.collect(model, {*scoring.needed(criterion), "scale"}, batches, _loss())
-    scores = scoring.units(meter.coupling, criterion, found, consumers=True, scales=True)
+    scores = scoring.units(meter.coupling, criterion, found, **AS_THEIRS)
     rules = shrinking.Rules({name: len(values) for name, values in scores.items()}, scope="network")
     uncut = meter({}).macs
     return rules.reach(scores, lambda cut: meter(cut).macs / uncut, settings.macs, "macs")[1]

@@ -7,7 +7,7 @@ slices that belong to a unit are pooled, the members are made comparable, and wh
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -51,6 +51,7 @@ def units(
     aggregate: str = "mean",
     consumers: bool = False,
     scales: bool = False,
+    normalise_groups: str | None = None,
 ) -> dict[str, Array]:
     """A score per unit of every group that can be cut and scored.
 
@@ -64,6 +65,8 @@ def units(
             "DepGraph"); only with criteria that score weights.
         scales: whether the BatchNormalization behind a kernel that makes the channels has a say too, by |gamma| (Liu et al. 2017,
             "slimming"), where the signals hold a ``scale``: a kernel in front of one can be scaled at will and nothing changes.
+        normalise_groups: how groups become comparable, as ``normalise``: with ``normalise=None`` and ``"mean"`` large kernels have
+            more of a say in their group, and no group more than another.
 
     Returns:
         Group -> (units,) float64, higher = keep. Groups for which ``unscored`` has a reason are left out.
@@ -73,7 +76,7 @@ def units(
         RecipeError: no such normalisation or aggregation.
         CutError: there are groups that can be cut, and the criterion can score none of them; or scores are not finite.
     """
-    _check_words(normalise, aggregate)
+    _check_words((normalise, normalise_groups), aggregate)
     scores = _kernel_scores(criterion, signals)
     gammas = {layer: np.abs(given["scale"]) for layer, given in signals.items() if scales and "scale" in given}
     found = {}
@@ -92,7 +95,7 @@ def units(
             f"The criterion '{criterion}' can score no channels of this model: '{name}': {reason}. With the signals at hand "
             f"these would work: {', '.join(words) or 'none'}."
         )
-    return found
+    return {name: _normalised(values, normalise_groups) for name, values in found.items()}
 
 
 def unscored(coupling: Coupling, criterion: str, signals: Signals) -> dict[str, str]:
@@ -113,13 +116,17 @@ def unscored(coupling: Coupling, criterion: str, signals: Signals) -> dict[str, 
     return reasons
 
 
-def _check_words(normalise: str | None, aggregate: str) -> None:
+def _check_words(norms: Sequence[str | None], aggregate: str) -> None:
     if aggregate not in AGGREGATES:
         raise RecipeError(
             f"There is no aggregation '{aggregate}'.{registry.suggestion(aggregate, AGGREGATES)} Known: {', '.join(AGGREGATES)}."
         )
-    if normalise is not None:
-        masks.normalised({}, normalise)  # refuses other words
+    for norm in filter(None, norms):
+        masks.normalised({}, norm)  # refuses other words
+
+
+def _normalised(values: Array, by: str | None) -> Array:
+    return masks.normalised({"": values}, by)[""] if by else values
 
 
 def _cuttable(coupling: Coupling) -> list[Group]:
@@ -182,7 +189,7 @@ def _members(
             if values is None or (reads and values.ndim == 1):
                 continue
             pooled = _pooled(_slices(values, -2 if reads else -1, length), member, pooling)
-            found.append((member, masks.normalised({"": pooled}, normalise)[""] if normalise else pooled))
+            found.append((member, _normalised(pooled, normalise)))
     return found
 
 

@@ -100,6 +100,10 @@ class Options(FitOptions):
     aggregate: Literal["mean", "sum", "max"] = Field(
         "mean", description="of the scores of the kernels that lose a unit together"
     )
+    normalise_groups: Literal["sum", "mean", "max", "l2"] | None = Field(
+        None,
+        description="what a group's scores are divided by before groups are compared, where kernels were not normalised",
+    )
     consumers: bool = Field(
         False, description="whether the kernels that read a channel have a say too, not only those that make it"
     )

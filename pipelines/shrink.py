@@ -30,6 +30,7 @@ from edgeprune.target import Target
 __all__ = ["Options", "check", "run"]
 
 MODEL, RECORD = "model.keras", "record.json"
+HEARD = ("normalise", "aggregate", "consumers", "scales", "normalise_groups")  # options: who has a say, and how much
 SAMPLES_PER_BATCH = 32  # small batches, so that squares of gradients are nearly those of single samples
 
 
@@ -150,7 +151,7 @@ def _scores(state: State, options: Options, model: Any, coupling: Any) -> tuple[
     if options.zeros:
         return coupled.alive(model, coupling)
     signals = _signals(state, options, model)
-    heard = {name: getattr(options, name) for name in ("normalise", "aggregate", "consumers", "scales")}
+    heard = {name: getattr(options, name) for name in HEARD}
     found = scoring.units(coupling, options.criterion, signals, **heard)
     return found, scoring.unscored(coupling, options.criterion, signals)
 

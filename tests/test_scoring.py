@@ -45,6 +45,7 @@ def test_members_are_made_comparable_and_averaged():
         ({"normalise": None, "aggregate": "max"}, [8, 8]),
         ({"normalise": "max", "aggregate": "sum"}, [2 / 6 + 1, 2]),
         ({"normalise": "sum"}, [(2 / 8 + 8 / 16) / 2, (6 / 8 + 8 / 16) / 2]),
+        ({"normalise": None, "normalise_groups": "mean"}, [5 / 6, 7 / 6]),
         ({"normalise": None, "consumers": True}, [(2 + 8 + 1) / 3, (6 + 8 + 3) / 3]),
     ],
 )

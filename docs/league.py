@@ -10,6 +10,7 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
+from itertools import product
 from typing import Any, NamedTuple
 
 Cell = Mapping[str, Any]
@@ -51,7 +52,7 @@ def figure(cells: Iterable[Cell], key: str = "metric") -> Figure | None:
 
 def tables(record: Record) -> str:
     """Every league of every network, best first, and what stands out."""
-    parts = [IMAGE, _state(record)]
+    parts = [IMAGE, _state(record), _together(record)]
     for network in record["networks"]:
         parts.append(f"### {network}\n\n{_float(record, network)}")
         for aim in sorted(record["aims"]["channels"]):
@@ -65,6 +66,29 @@ def _state(record: Record) -> str:
     if done >= planned:
         return f"All {planned} cells are there."
     return f"**{done} of {planned} cells are there**; tables and picture show those, and say where seeds are missing."
+
+
+def _together(record: Record) -> str:
+    """Which place every criterion has among those that cut as much, over networks, shares and schedules."""
+    places: dict[str, list[int]] = {}
+    for network, aim, schedule in product(record["networks"], record["aims"]["channels"], SCHEDULES):
+        groups = _by_criterion(_scheduled(_of(record, network, "channels", aim), schedule))
+        found = {
+            name: one.mean
+            for name, cells in groups.items()
+            if (one := figure(cells)) and not any("left_whole" in cell for cell in cells)
+        }
+        for place, name in enumerate(sorted(found, key=lambda name: -found[name]), 1):
+            places.setdefault(name, []).append(place)
+    if not places:
+        return ""
+    most = max(map(len, places.values()))
+    rows = [
+        (_named(name), f"{statistics.fmean(each):.1f}", str(min(each)), str(max(each)), f"{len(each)} of {most}")
+        for name, each in sorted(places.items(), key=lambda item: statistics.fmean(item[1]))
+    ]
+    head = ("criterion", "mean place", "best", "worst", "cuts")
+    return f"### All cuts of channels together\n\n{_table(head, rows)}"
 
 
 def _float(record: Record, network: str) -> str:

@@ -109,11 +109,12 @@ def uneven(model, seed=0):
 def halves(coupling, seed=0):
     """A random half of the units of every group that can be cut."""
     random = np.random.Generator(np.random.PCG64(seed))
-    return {
+    cut = {
         group.name: random.choice(group.units, (group.units + 1) // 2, replace=False).tolist()
         for group in coupling.groups
         if group.cuttable
     }
+    return inhabited(coupling, cut)
 
 
 def pieces(coupling, seed=0):
@@ -122,9 +123,19 @@ def pieces(coupling, seed=0):
     counts = {
         g.name: int(random.integers(1, g.units + 1)) for g in coupling.groups if g.cuttable and random.random() < 0.5
     }
-    return {
+    cut = {
         name: random.choice(coupling.group(name).units, count, replace=False).tolist() for name, count in counts.items()
     }
+    return inhabited(coupling, cut)
+
+
+def inhabited(coupling, cut):
+    """The cut with a unit more for every kernel that would lose all of its own, as one of several that are concatenated may."""
+    found = {}
+    for name, kept in cut.items():
+        empty = [member for member in coupling.group(name).members if not set(member.units) & set(kept)]
+        found[name] = [*kept, *{int(member.units[0]) for member in empty}]
+    return found
 
 
 def steps_of(board, ratio=0.5):

@@ -70,6 +70,13 @@ def test_only_the_keras_room_imports_tensorflow(module):
 
 
 @pytest.mark.parametrize("module", sorted(MODULES))
+def test_one_module_imports_tfmot(module):
+    """It takes long to import, and says what is missing."""
+    imported = {name.split(".")[0] for name in _imports(module, MODULES[module])}
+    assert module == "edgeprune.keras.tfmot" or "tensorflow_model_optimization" not in imported
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
 def test_the_keras_room_is_entered_only_when_something_is_done(module):
     imported = _imports(module, MODULES[module], module_level=True)
     assert module.startswith("edgeprune.keras") or not [name for name in imported if name.startswith("edgeprune.keras")]

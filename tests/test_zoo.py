@@ -18,7 +18,7 @@ from edgeprune.keras import keras3
 SIDE, CLASSES, IMAGES = 64, 10, 24
 # Whose own layers bring 0..255 to where the network wants it.
 TAKES_PIXELS = ("MobileNetV3Small",)
-SLIM = {"MobileNet": {"alpha": 0.25}}  # the same layers in a sixth of the time
+SLIM = {"MobileNet": {"alpha": 0.25}}  # the same layers, narrow
 SETS = {
     "stages.profile.count": False,  # tests/test_counting.py counts; here it would only take long
     "data.validation": 0.0,

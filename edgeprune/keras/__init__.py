@@ -1,8 +1,8 @@
 """The one place that decides which Keras: tf_keras (Keras 2), which is what TFMOT builds on.
 
-Import ``tf`` and ``keras`` from here, never from elsewhere. ``TF_USE_LEGACY_KERAS`` is set before TensorFlow is first
-imported, so that ``tf.keras`` and TFMOT's Keras are the same module; where the user's notebook has imported TensorFlow
-with Keras 3 already, TFMOT itself falls back to tf_keras, so the two still agree.
+Import ``tf`` and ``keras`` from here and TFMOT from `edgeprune.keras.tfmot`, never from elsewhere. ``TF_USE_LEGACY_KERAS`` is
+set before TensorFlow is first imported, so that ``tf.keras`` and TFMOT's Keras are the same module; where the user's notebook
+has imported TensorFlow with Keras 3 already, TFMOT itself falls back to tf_keras, so the two still agree.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from edgeprune.quiet import quiet
 
@@ -20,7 +19,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
 @contextmanager
-def _importing() -> Iterator[None]:
+def importing() -> Iterator[None]:
     """Without what the packages have to say.
 
     Raises:
@@ -39,20 +38,10 @@ def _importing() -> Iterator[None]:
         ) from error
 
 
-with _importing():
+with importing():
     import tensorflow as tf
     import tf_keras as keras
 
 tf.get_logger().setLevel("ERROR")
 
-__all__ = ["keras", "tf"]  # and tfmot
-
-
-def __getattr__(name: str) -> Any:
-    """``tfmot`` when it is first asked for: it imports Keras 3 too, which takes a third of the whole start, and most work needs neither."""
-    if name != "tfmot":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    with _importing():
-        import tensorflow_model_optimization as tfmot
-    globals()["tfmot"] = tfmot
-    return tfmot
+__all__ = ["importing", "keras", "tf"]

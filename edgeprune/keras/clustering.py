@@ -22,16 +22,11 @@ from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from tensorflow_model_optimization.python.core.clustering.keras import (
-    cluster_config,
-    cluster_wrapper,
-    clustering_algorithm,
-    clustering_centroids,
-)
 
 from edgeprune import clusters
 from edgeprune.errors import RecipeError
 from edgeprune.keras import constraints, graph, keras, kernels, tf
+from edgeprune.keras.tfmot import cluster_config, cluster_wrapper, clustering_algorithm, clustering_centroids
 
 Start = Literal["k-means", "linear", "density"]
 STARTS = {

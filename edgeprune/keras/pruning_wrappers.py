@@ -12,15 +12,14 @@ import inspect
 from typing import Any
 
 import numpy as np
-from tensorflow_model_optimization.python.core.sparsity.keras import pruning_impl, pruning_wrapper
 
 from edgeprune.errors import RecipeError
 from edgeprune.keras import graph, kernels, tf, tfmot
 from edgeprune.keras.pruning import LayerPlan, Pattern, Ramp
+from edgeprune.keras.tfmot import pruning_impl, pruning_wrapper
 
-UPDATES = (
-    100  # mask updates over the ramp, at most; TFMOT's default frequency of 100 steps is longer than a small stage
-)
+# Mask updates over the ramp, at most; TFMOT's default frequency of 100 steps is longer than a small stage.
+UPDATES = 100
 
 
 def wrap(model: Any, plans: list[LayerPlan], pattern: Pattern, ramp: Ramp, steps: int) -> Any:

@@ -5,14 +5,13 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from tensorflow_model_optimization.python.core.quantization.keras import quantize_layer, quantize_wrapper, quantizers
-from tensorflow_model_optimization.python.core.quantization.keras.default_8bit import default_8bit_quantizers
 
 from edgeprune import clusters
 from edgeprune.keras import keras, tf, tfmot
 from edgeprune.keras.clustering import Nearest
 from edgeprune.keras.quantization_plan import Row
 from edgeprune.keras.quantization_pruning import STATE, Pruning, Ramped
+from edgeprune.keras.tfmot import default_8bit_quantizers, quantize_layer, quantize_wrapper, quantizers
 
 # One scale per output channel where the runtime's kernel takes one.
 WEIGHT_QUANTIZERS: dict[type, type] = {

@@ -11,12 +11,12 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-from tensorflow_model_optimization.python.core.quantization.keras import quantizers
 
 from edgeprune import granularity, masks
 from edgeprune.keras import keras, kernels, tf
 from edgeprune.keras.pruning import LayerPlan, Pattern, Ramp
 from edgeprune.keras.pruning_wrappers import tfmot_schedule
+from edgeprune.keras.tfmot import quantizers
 
 TIES = 2.0**-12  # of a weight's own magnitude, added to its score: int8 has 127 magnitudes, and many weights share one
 # Of a variable that is written while the model runs, also under `tf.distribute`, where every replica writes the same.

@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
-from tensorflow_model_optimization.python.core.quantization.keras import quantize_layer, quantize_wrapper
 
 from edgeprune.keras import folding, graph, keras, tf
+from edgeprune.keras.tfmot import quantize_layer, quantize_wrapper
 
 # The runtime's kernels refuse an output scale that is 256 times finer than the product of the scales of input and weights,
 # or 1024 times finer than an addend's: XNNPACK's limits. What is below this share of input times weight is far below the

@@ -72,7 +72,7 @@ def _limit(name: str, metavar: str, about: str) -> Callable[..., Any]:
 @click.option(
     "--criteria",
     metavar="NAME,NAME...",
-    default="taylor,l2",
+    default="fisher,l2",
     show_default=True,
     callback=separated,
     help="What may rank the channels: names of `edgeprune list criteria`.",

@@ -31,7 +31,7 @@ from edgeprune.cli_options import (
 @click.option(
     "--criterion",
     metavar="NAME",
-    default="taylor",
+    default="fisher",
     show_default=True,
     shell_complete=members("criteria"),
     help="What ranks the channels of a group: a name of `edgeprune list criteria`.",

@@ -34,6 +34,7 @@ from edgeprune.recipe import Recipe
 from edgeprune.search_recipes import NONE
 from edgeprune.search_space import Space
 from edgeprune.search_study import Study
+from edgeprune.shrink_options import CRITERION
 
 SAMPLER, TRIALS, TOP, SAMPLES = "tpe", 200, 4, 1024
 DENSE = "dense"  # the folder of the run that trained the network
@@ -75,7 +76,7 @@ class Asked(NamedTuple):
     trials: int = TRIALS
     top: int = TOP
     limits: Mapping[str, float] = {}
-    criteria: tuple[str, ...] = ("taylor", "l2")
+    criteria: tuple[str, ...] = (CRITERION, "l2")
     zeros: tuple[str, ...] = (NONE,)
     quantize: tuple[str, ...] = ()
     samples: int = SAMPLES

@@ -32,9 +32,10 @@ from edgeprune.errors import CutError, RecipeError, RunFolderError
 from edgeprune.granularity import Array
 from edgeprune.metrics import Metric, drop
 from edgeprune.progress import Progress
+from edgeprune.shrink_options import CRITERION
 
 SCHEMA = 1
-CRITERION, RATIOS = "taylor", (0.1, 0.25, 0.5, 0.75, 0.9)
+RATIOS = (0.1, 0.25, 0.5, 0.75, 0.9)
 
 Scores = Mapping[str, Array]
 Costs = Mapping[str, float]

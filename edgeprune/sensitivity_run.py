@@ -23,7 +23,8 @@ from edgeprune import (
 from edgeprune import target as targets
 from edgeprune.errors import DataError, ModelError, RunFolderError
 from edgeprune.progress import Progress
-from edgeprune.sensitivity import CRITERION, RATIOS
+from edgeprune.sensitivity import RATIOS
+from edgeprune.shrink_options import CRITERION
 
 SAMPLES = 1024
 JSON_NAME, HTML_NAME, RATIOS_NAME, CACHE = "sensitivity.json", "sensitivity.html", "ratios.yaml", "cache"

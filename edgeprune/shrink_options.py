@@ -11,6 +11,7 @@ from edgeprune.errors import RecipeError
 from edgeprune.option_types import Criterion, Expression, Floor, Step, expressions
 from edgeprune.recipe import FitOptions
 
+CRITERION = "fisher"  # ahead of every other that needs no BatchNormalization (docs/league.md)
 AIMS = {"macs": "macs", "params": "params", "latency": "latency_ms", "latency_ms": "latency_ms"}  # option -> cost
 
 
@@ -46,7 +47,7 @@ Ratios = Annotated[
 class Options(FitOptions):
     """Options of the shrink stage."""
 
-    criterion: Criterion = Field("taylor", description="what a channel is worth: a name of `edgeprune list criteria`")
+    criterion: Criterion = Field(CRITERION, description="what a channel is worth: a name of `edgeprune list criteria`")
     ratio: Ratio | None = Field(
         None,
         description="share of every group's units that goes, 0..1; null: what another aim asks for (`macs`, `params`, `latency`, "

@@ -32,8 +32,8 @@ from edgeprune.keras.runner import Held
 from edgeprune.keras.trials import Trials
 from edgeprune.search_recipes import NONE, Zeros, zeros_of
 from edgeprune.search_space import Candidate, Costs, Knob, Space
+from edgeprune.shrink_options import CRITERION
 
-CRITERION = "taylor"
 STAGES = "stages"  # in a run folder
 
 

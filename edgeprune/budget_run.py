@@ -270,12 +270,13 @@ def _curves(run: Run, before: State, space: Space, folder: Path) -> tuple[alloca
 
     training.start(run.seed)
     model = intake.load_own(before.path("model"))
-    trials = Trials(model, run.data, run.metric, SAMPLES, run.seed)
+    options = _shrink(run.recipe).options
+    trials = Trials(model, run.data, run.metric, SAMPLES, run.seed, heard=options.heard())
     store = sensitivity.Store(folder / "curves", trials.key)
     run.progress.stage("sensitivity", 1, 1)
     began = time.monotonic()
     try:
-        found, able = budget_model.curves(trials, space, _shrink(run.recipe).options.criterion, store, run.progress)
+        found, able = budget_model.curves(trials, space, options.criterion, store, run.progress)
     except CutError as error:
         raise _Whole(f"no channels can be ranked. {error}") from error
     run.progress.done(f"{len(found)} groups", time.monotonic() - began)

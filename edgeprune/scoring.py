@@ -69,7 +69,8 @@ def units(
             more of a say in their group, and no group more than another.
 
     Returns:
-        Group -> (units,) float64, higher = keep. Groups for which ``unscored`` has a reason are left out.
+        Group -> (units,) float64, higher = keep, as ``inhabited`` leaves them. Groups for which ``unscored`` has a reason are
+        left out.
 
     Raises:
         NameUnknown: there is no such criterion.
@@ -95,7 +96,32 @@ def units(
             f"The criterion '{criterion}' can score no channels of this model: '{name}': {reason}. With the signals at hand "
             f"these would work: {', '.join(words) or 'none'}."
         )
-    return {name: _normalised(values, normalise_groups) for name, values in found.items()}
+    return inhabited(coupling, {name: _normalised(values, normalise_groups) for name, values in found.items()})
+
+
+def inhabited(coupling: Coupling, scores: Mapping[str, Array]) -> dict[str, Array]:
+    """Scores by which no kernel comes out empty.
+
+    Where kernels are concatenated and then added to something, each holds only some of the group's units. If all of those rank
+    last, a cut would leave nothing of it, so the best of them is given the score of the group's best.
+
+    Args:
+        coupling: of the model.
+        scores: group -> (units,), higher = keep.
+
+    Returns:
+        The same; other arrays for the groups where it matters.
+    """
+    found = dict(scores)
+    for group in coupling.groups:
+        parts = {tuple(np.unique(member.units)) for member in group.members} if group.name in found else set()
+        partial = sorted(part for part in parts if len(part) < group.units)
+        if partial:
+            values = np.array(found[group.name])
+            best = [part[int(values[list(part)].argmax())] for part in partial]
+            values[best] = values.max()
+            found[group.name] = values
+    return found
 
 
 def unscored(coupling: Coupling, criterion: str, signals: Signals) -> dict[str, str]:

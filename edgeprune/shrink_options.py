@@ -9,9 +9,10 @@ from pydantic import BeforeValidator, Field, WithJsonSchema, field_validator, mo
 from edgeprune import sensitivity_ratios
 from edgeprune.errors import RecipeError
 from edgeprune.option_types import Criterion, Expression, Floor, Step, expressions
-from edgeprune.recipe import FitOptions
+from edgeprune.recipe import FitOptions, Recipe
 
 CRITERION = "fisher"  # ahead of every other that needs no BatchNormalization (docs/league.md)
+HEARD = ("normalise", "aggregate", "consumers", "scales", "normalise_groups")  # options: who has a say, and how much
 AIMS = {"macs": "macs", "params": "params", "latency": "latency_ms", "latency_ms": "latency_ms"}  # option -> cost
 
 
@@ -114,6 +115,10 @@ class Options(FitOptions):
     )
     epochs: int = Field(8, ge=0, le=10_000, description="passes over the training split, shared by the rounds")
 
+    def heard(self) -> dict[str, Any]:
+        """Who has a say in a unit's score, and how much, in the words of `edgeprune.scoring.units`."""
+        return {name: getattr(self, name) for name in HEARD}
+
     _compile = field_validator("scope", "ratios", "floors", "multiples")(expressions)
 
     @model_validator(mode="after")
@@ -126,3 +131,8 @@ class Options(FitOptions):
         if 0 < self.epochs < self.rounds:
             raise ValueError(f"{self.epochs} epochs cannot be shared by {self.rounds} rounds: give one per round, or 0")
         return self
+
+
+def heard(recipe: Recipe) -> dict[str, Any]:
+    """``Options.heard`` of the recipe's first shrink stage; nothing where it has none."""
+    return next((spec.options.heard() for spec in recipe.stages if isinstance(spec.options, Options)), {})

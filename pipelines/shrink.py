@@ -30,7 +30,6 @@ from edgeprune.target import Target
 __all__ = ["Options", "check", "run"]
 
 MODEL, RECORD = "model.keras", "record.json"
-HEARD = ("normalise", "aggregate", "consumers", "scales", "normalise_groups")  # options: who has a say, and how much
 SAMPLES_PER_BATCH = 32  # small batches, so that squares of gradients are nearly those of single samples
 
 
@@ -151,8 +150,7 @@ def _scores(state: State, options: Options, model: Any, coupling: Any) -> tuple[
     if options.zeros:
         return coupled.alive(model, coupling)
     signals = _signals(state, options, model)
-    heard = {name: getattr(options, name) for name in HEARD}
-    found = scoring.units(coupling, options.criterion, signals, **heard)
+    found = scoring.units(coupling, options.criterion, signals, **options.heard())
     return found, scoring.unscored(coupling, options.criterion, signals)
 
 

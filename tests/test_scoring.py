@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from edgeprune import channels, scoring
+from edgeprune import channels, masks, scoring
 from edgeprune.channels import Graph, Node, Use
 from edgeprune.errors import CutError, NameUnknown, RecipeError
 
@@ -129,7 +129,12 @@ def test_members_that_hold_only_some_of_the_units():
     weights = {"a": [[1.0, 2.0]], "b": [[3.0]], "c": [[4.0, 5.0, 7.0]], "d": [[1.0], [1.0], [1.0]]}
     given = {name: {"weights": np.array(values)} for name, values in weights.items()}
     (found,) = scores(signals=given, coupling=coupling, normalise=None).values()
-    np.testing.assert_allclose(found, [2.5, 3.5, 5.0])
+    np.testing.assert_allclose(found, [2.5, 5.0, 5.0])  # 3.5 of itself, but a's best
+    given["b"]["weights"][:] = given["c"]["weights"][:, 2] = 0.5
+    (found,) = scores(signals=given, coupling=coupling, normalise=None).values()
+    np.testing.assert_allclose(found, [2.5, 3.5, 3.5])
+    (kept,) = masks.cuts({"a": found}, 1 / 3).values()
+    assert 2 in kept  # or nothing of b were left
     del given["c"], given["b"]["weights"]
     assert scoring.unscored(coupling, "magnitude", given) == {"a": "'b' has no weights; 'c' has no weights"}
 

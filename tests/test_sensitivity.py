@@ -10,13 +10,25 @@ import pytest
 from keras_models import CLASSES, SHAPE, USELESS, cnn, keras, layers, planted, planted_files, samples, shaken
 from test_report_browser import CHROMIUM, chromium, in_frame, requests_of
 
-from edgeprune import cli, data, metrics, progress, recipe, sensitivity, sensitivity_ratios, sensitivity_run, tables
+from edgeprune import (
+    cli,
+    data,
+    metrics,
+    progress,
+    recipe,
+    scoring,
+    sensitivity,
+    sensitivity_ratios,
+    sensitivity_run,
+    shrink_options,
+    tables,
+)
 from edgeprune import sensitivity_view as view
 from edgeprune.channel_rules import Graph, Node, Use
 from edgeprune.channels import couple
 from edgeprune.cli_options import console
 from edgeprune.errors import CutError, DataError, ModelError, NameUnknown, RecipeError, RunFolderError
-from edgeprune.keras import graph, intake, surgery, training, trials
+from edgeprune.keras import graph, intake, signals, surgery, training, trials
 from edgeprune.sensitivity import Question, Removal, Store
 
 
@@ -31,9 +43,9 @@ def residual(width=8):
     return keras.Model(image, layers.Dense(CLASSES, activation="softmax", name="classes")(x), name="residual")
 
 
-def subject(model, count=400, clocks=None, **options):
+def subject(model, count=400, clocks=None, heard=None, **options):
     given = data.load(samples(count), data.DataOptions(calibration=32, **options))
-    return trials.Trials(model, given, metrics.choose("classification"), samples=1000, clocks=clocks)
+    return trials.Trials(model, given, metrics.choose("classification"), samples=1000, clocks=clocks, heard=heard)
 
 
 def analysed(subject, folder, question=None, shown=None):
@@ -67,6 +79,20 @@ def test_channels_that_nothing_depends_on_cost_nothing(tmp_path):
     assert drops[0.75] < drops[0.9]  # 7 of 8 go, then one class is told
     assert found["chosen"] == {"conv": 0.5}
     assert found["together"]["drop"] == 0
+
+
+def test_a_cut_is_ranked_as_the_shrink_stage_of_the_recipe_ranks():
+    model, words = residual(), recipe.load("rpi4", {"stages.shrink.consumers": True, "stages.shrink.normalise": None})
+    heard = shrink_options.heard(words)
+    assert heard["consumers"]
+    assert shrink_options.heard(recipe.load("ptq")) == {}
+    plain, other = subject(model), subject(model, heard=heard)
+    held = signals.collect(other.model, {"weights"})
+    expected = scoring.units(other.coupling, "magnitude", held, normalise=None, consumers=True)
+    found, _ = other.scores("magnitude")
+    np.testing.assert_allclose(found["block_a"], expected["block_a"])
+    assert not np.allclose(found["block_a"], plain.scores("magnitude")[0]["block_a"])
+    assert other.key != plain.key
 
 
 def test_what_a_cut_saves_is_what_the_smaller_model_lacks(tmp_path):

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from edgeprune import columns, granularity, masks, shrinking
+from edgeprune import columns, granularity, masks, scoring, shrinking
 from edgeprune.analytic import Layer
 from edgeprune.data import Data
 from edgeprune.errors import CutError, RecipeError
@@ -238,14 +238,15 @@ class Channels:
         if self.options.final is None:
             ranked = {name: np.where(found[name], 1.0 + values, values * 0.0) for name, values in scores.items()}
             gone = sum(int((~mask).sum()) for mask in found.values()) / sum(mask.size for mask in found.values())
-            return gone, rules.cut(ranked, gone)
+            return gone, rules.cut(scoring.inhabited(self.meter.coupling, ranked), gone)
         cost = {"weights": "params", "macs": "macs", "latency": "latency_ms"}[self.options.counted]
         whole = float(getattr(self.meter({}), cost) or 0.0)
         where = f"stages.{self.label}.final"
         if not whole:
             raise RecipeError(f"{where}: this model has no {cost} that are counted. Give another cost.")
         left = 1.0 - self.options.final
-        return rules.reach(scores, lambda cut: float(getattr(self._cost(cut), cost)) / whole, left, where)
+        ranked = scoring.inhabited(self.meter.coupling, scores)
+        return rules.reach(ranked, lambda cut: float(getattr(self._cost(cut), cost)) / whole, left, where)
 
     def _cost(self, cut: Mapping[str, Any]) -> costs.Cost:
         return self.meter(cut)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeprune import api, channel_blocks, metrics, scoring
+from edgeprune import api, channel_blocks, metrics, scoring, shrink_options
 from edgeprune import data as datasets
 from edgeprune.analytic import Layer
 from edgeprune.channel_blocks import Block
@@ -43,7 +43,7 @@ def load(
     Args:
         word: as for ``intake.named``; its weights are taken to be trained.
         data: as for ``edgeprune.data.load``.
-        settings: says how data is read and what the metric is.
+        settings: says how data is read, what the metric is, and how its shrink stage scores.
         seed: of the splits.
         samples: held-out samples to judge by, at most.
         trust: whether the user vouches for code inside the model file.
@@ -64,7 +64,7 @@ def load(
     given = api.fitting(datasets.load(data, settings.file.data, seed, progress), model)
     metric = metrics.judging(given.tasks, settings.file.metric, settings.file.metric_output)
     clocks: Clocks | None = milliseconds and (lambda model: {"latency_ms": Stopwatch(model, milliseconds)})
-    return Trials(model, given, metric, samples, seed, clocks)
+    return Trials(model, given, metric, samples, seed, clocks, shrink_options.heard(settings))
 
 
 class Trials:
@@ -81,7 +81,14 @@ class Trials:
     """
 
     def __init__(
-        self, model: Any, data: Data, metric: metrics.Metric, samples: int, seed: int = 0, clocks: Clocks | None = None
+        self,
+        model: Any,
+        data: Data,
+        metric: metrics.Metric,
+        samples: int,
+        seed: int = 0,
+        clocks: Clocks | None = None,
+        heard: Mapping[str, Any] | None = None,
     ) -> None:
         """Args:
         model: flat functional, trained; not changed.
@@ -90,12 +97,14 @@ class Trials:
         samples: to judge by, at most, evenly over the classes.
         seed: of that choice.
         clocks: model -> further costs of cuts of it, by name: ``{"latency_ms": ...}``.
+        heard: who has a say in a unit's score, as `edgeprune.scoring.units` takes it; None: as it does by itself.
         """
         self.model, self.data = graph.rebuild(model), data
         self.runner = Runner(self.model, data)
         self._meter = Meter(self.model)
         self.coupling = self._meter.coupling
         self.blocks: Sequence[Block] = channel_blocks.removable(self.coupling.graph)
+        self._heard = dict(heard or {})
         self._clocks = clocks or (lambda _: {})
         self._measures: dict[str | None, Callable[[Cut], Costs]] = {None: self._measured(self.model, self._meter)}
         self.metric = metric
@@ -107,6 +116,7 @@ class Trials:
             "samples": self.split.digest(),
             "metric": metric.title,
             "statistics": STATISTICS_SAMPLES,
+            "heard": self._heard,
         }
 
     def about(self) -> dict[str, Any]:
@@ -117,8 +127,9 @@ class Trials:
         """As the shrink stage scores, on training samples; raises as ``signals.collect`` and ``scoring.units``."""
         few = feeding.ordered(self.data.train.evenly(SIGNAL_SAMPLES), SIGNAL_BATCH)
         loss = training.objective(self.model, self.data.tasks).loss
-        found = signals.collect(self.model, set(scoring.needed(criterion)), few, loss)
-        units = scoring.units(self.coupling, criterion, found)
+        wanted = {*scoring.needed(criterion), *(["scale"] if self._heard.get("scales") else [])}
+        found = signals.collect(self.model, wanted, few, loss)
+        units = scoring.units(self.coupling, criterion, found, **self._heard)
         return units, scoring.unscored(self.coupling, criterion, found)
 
     def value(self, removal: Removal) -> float:

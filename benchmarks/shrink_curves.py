@@ -1,6 +1,6 @@
 """How far a network shrinks for how little: accuracy against MACs and bytes, int8 end to end.
 
-    python benchmarks/shrink_curves.py resnet8-wide@0.4 resnet8@0.75,0.5,0.35 cifar10.npz [--train 10000 --test 4000]
+    python benchmarks/shrink_curves.py resnet8-wide@0.45 resnet8@0.75,0.5,0.35 cifar10.npz [--train 10000 --test 4000]
     python benchmarks/shrink_curves.py --summary           what the results say
     python benchmarks/shrink_curves.py --picture           docs/pictures/shrink_curves.svg (needs matplotlib)
 
@@ -9,7 +9,8 @@ base is trained once. From it, on one hand, the float reference is trained on; o
 with distillation from the base) and trained with fake quantizers (`quantize`), for as many epochs as the reference. So each
 figure of a seed has seen the same epochs in all. Everything runs through ``edgeprune.api.build``: what is compared is the
 reference's test metric and its file as it is quantized after training, uncompressed (``dense_int8``), with the file of the
-cut model. The settings are those of the recipe shrink50; nothing was tuned for these networks.
+cut model. Criterion, scope and distillation are those of the recipe shrink50; what follows the base, cut or not, is trained with
+Keras' own batch size and Adam's own learning rate.
 
 A cell (network, seed, share) that is in the results is not built again, and a build that was killed goes on in its epoch:
 run the same command again. Results: benchmarks/results/shrink_curves.json.
@@ -31,6 +32,7 @@ from subset import subset
 
 from edgeprune import files
 from edgeprune.errors import RecipeError
+from edgeprune.shrink_options import CRITERION
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "shrink_curves.json"
@@ -53,10 +55,10 @@ class Settings(NamedTuple):
 
     Attributes:
         train, test: samples that are drawn of each split; 0: all.
-        train_epochs: of the base.
+        train_epochs, train_batch_size, train_learning_rate: of the base.
         shrink_epochs, quantize_epochs: after the cut, and with fake quantizers; the reference gets as many as both.
-        batch_size: samples per step.
-        learning_rate: of the first step of training and of fine-tuning, cosine to 0; with fake quantizers a tenth of it.
+        batch_size: samples per step after the base.
+        learning_rate: of the first step after the base, cosine to 0, as the base's is; with fake quantizers a tenth of it.
         validation: share of the training samples that is only watched, 0..0.5.
         criterion: what channels are ranked by.
         target: whose channel multiples the cuts keep to.
@@ -65,6 +67,8 @@ class Settings(NamedTuple):
     train: int
     test: int
     train_epochs: int
+    train_batch_size: int
+    train_learning_rate: float
     shrink_epochs: int
     quantize_epochs: int
     batch_size: int
@@ -99,13 +103,15 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", type=lambda text: [int(word) for word in text.split(",")], default=[0, 1, 2])
     parser.add_argument("--train", type=int, default=0, help="training samples, drawn once; 0: all")
     parser.add_argument("--test", type=int, default=0, help="test samples, with --train")
-    parser.add_argument("--train-epochs", type=int, default=6)
+    parser.add_argument("--train-epochs", type=int, default=12)
+    parser.add_argument("--train-batch-size", type=int, default=128)
+    parser.add_argument("--train-learning-rate", type=float, default=0.003)
     parser.add_argument("--shrink-epochs", type=int, default=5)
     parser.add_argument("--quantize-epochs", type=int, default=1)
-    parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--learning-rate", type=float, default=0.003)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--learning-rate", type=float, default=0.001)
     parser.add_argument("--validation", type=float, default=0.05)
-    parser.add_argument("--criterion", default="taylor")
+    parser.add_argument("--criterion", default=CRITERION)
     parser.add_argument("--target", default="rpi4")
     parser.add_argument("--work", type=Path, default=Path("runs") / "shrink_curves", help="run folders")
     parser.add_argument("--results", type=Path, default=RESULTS)
@@ -206,7 +212,12 @@ def _built(model: str, data: str, recipe: Mapping[str, Any], target: str, folder
 
 def base_recipe(settings: Settings, seed: int) -> dict[str, Any]:
     """The float base, trained from nothing."""
-    return _recipe("base", settings, seed, {"train": _fit(settings, settings.train_epochs)})
+    fit = {
+        "epochs": settings.train_epochs,
+        "batch_size": settings.train_batch_size,
+        "learning_rate": settings.train_learning_rate,
+    }
+    return _recipe("base", settings, seed, {"train": fit})
 
 
 def float_recipe(settings: Settings, seed: int) -> dict[str, Any]:

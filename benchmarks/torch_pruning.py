@@ -2,6 +2,7 @@
 
     python3.11 -m venv TORCH && TORCH/bin/pip install torch==2.13.0 torch-pruning==1.6.1 numpy
     python benchmarks/torch_pruning.py resnet8.h5 cifar10.npz --torch-python TORCH/bin/python
+    python benchmarks/torch_pruning.py --picture           docs/pictures/torch_pruning.svg (needs matplotlib)
 
 MODEL is a trained ResNet-8 (models/resnet8.py; MLPerf Tiny's file is one). torch is no dependency of edgeprune: its side,
 torch_pruning_side.py, runs in that venv and exchanges .npz files with this one.
@@ -38,7 +39,9 @@ from edgeprune.errors import RecipeError
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "torch_pruning.json"
+PICTURE = HERE.parent / "docs" / "pictures" / "torch_pruning.svg"
 SIDE = HERE / "torch_pruning_side.py"
+SIDES = ("edgeprune", "torch-pruning")
 EXACT = 1e-4  # difference of two scores, of their mean, that float32 explains
 SAMPLES = 256  # training images that the numbers are compared on
 AS_THEIRS = {
@@ -107,6 +110,9 @@ class Settings(NamedTuple):
 
 def main() -> int:
     arguments = _arguments()
+    if arguments.picture:
+        print(f"wrote {drawn(json.loads(arguments.results.read_text(encoding='utf-8')), PICTURE)}")
+        return 0
     settings = Settings(*(getattr(arguments, name) for name in Settings._fields))
     record = opened(arguments.results, settings, Path(arguments.model).name, Path(arguments.data).name)
     with np.load(arguments.data) as stored:
@@ -119,7 +125,7 @@ def main() -> int:
     runs = record.setdefault("accuracy", {})
     for criterion in arguments.criteria:
         for seed in arguments.seeds:
-            for side, tuned in (("edgeprune", _ours), ("torch-pruning", _theirs)):
+            for side, tuned in zip(SIDES, (_ours, _theirs), strict=True):
                 rows = runs.setdefault(criterion, {}).setdefault(side, {})
                 if str(seed) not in rows:
                     rows[str(seed)] = tuned(arguments, sampled(data, settings, seed), settings, criterion, seed)
@@ -133,9 +139,9 @@ def main() -> int:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help=".h5 or .keras of a trained ResNet-8")
-    parser.add_argument("data", help=".npz: x_train, y_train, x_test, y_test")
-    parser.add_argument("--torch-python", required=True, help="the python of the venv that has torch-pruning")
+    parser.add_argument("model", nargs="?", help=".h5 or .keras of a trained ResNet-8")
+    parser.add_argument("data", nargs="?", help=".npz: x_train, y_train, x_test, y_test")
+    parser.add_argument("--torch-python", help="the python of the venv that has torch-pruning")
     parser.add_argument("--criteria", nargs="+", default=["taylor", "magnitude"], choices=["taylor", "magnitude", "l2"])
     parser.add_argument("--seeds", type=lambda text: [int(word) for word in text.split(",")], default=[0, 1, 2])
     parser.add_argument("--images", type=int, default=10_000)
@@ -145,7 +151,11 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--macs", type=float, default=0.5)
     parser.add_argument("--scored", type=int, default=512)
     parser.add_argument("--results", type=Path, default=RESULTS)
-    return parser.parse_args()
+    parser.add_argument("--picture", action="store_true", help="only draw the results")
+    arguments = parser.parse_args()
+    if not (arguments.picture or (arguments.model and arguments.data and arguments.torch_python)):
+        parser.error("give MODEL, DATA and --torch-python")
+    return arguments
 
 
 def opened(path: Path, settings: Settings, model: str, data: str) -> dict[str, Any]:
@@ -414,7 +424,7 @@ def _accuracy(model: Any, given: Arrays) -> float:
 def verdict(sides: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, Any]:
     """Both means over the seeds that both have, their spreads (largest - smallest), and whether ours is not lower by more."""
     seeds = sorted(set(sides.get("edgeprune", {})) & set(sides.get("torch-pruning", {})), key=int)
-    metrics = {side: [sides[side][seed]["metric"] for seed in seeds] for side in ("edgeprune", "torch-pruning")}
+    metrics = {side: [sides[side][seed]["metric"] for seed in seeds] for side in SIDES}
     if not seeds:
         return {"seeds": 0, "holds": False}
     means = {side: statistics.mean(values) for side, values in metrics.items()}
@@ -427,6 +437,36 @@ def verdict(sides: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, A
         "ahead": round(ahead, 5),
         "holds": ahead >= -max(spreads.values()),
     }
+
+
+def drawn(record: Mapping[str, Any], path: Path) -> Path:
+    """The accuracies as a picture: of every criterion and side a dot per seed and the mean, right after the cut and fine-tuned."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "edgeprune"  # the same results, the same file
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
+    parts = (("after_cut", "right after the cut"), ("metric", "fine-tuned"))
+    for panel, (figure_of, title) in zip(panels, parts, strict=True):
+        for number, side in enumerate(SIDES):
+            for place, sides in enumerate(record["accuracy"].values()):
+                values = [row[figure_of] for row in sides.get(side, {}).values()]
+                x = place + 0.3 * number
+                panel.scatter([x] * len(values), values, color=f"C{number}", s=18, label=None if place else side)
+                if values:
+                    panel.hlines(statistics.mean(values), x - 0.1, x + 0.1, color=f"C{number}")
+        panel.set_xticks([place + 0.15 for place in range(len(record["accuracy"]))], record["accuracy"])
+        panel.set_title(title)
+        panel.margins(x=0.2)
+        panel.grid(axis="y", alpha=0.25)
+    panels[0].set_ylabel("accuracy")
+    panels[0].legend(frameon=False)
+    path.parent.mkdir(exist_ok=True)
+    figure.savefig(path, metadata={"Date": None})
+    pyplot.close(figure)
+    return path
 
 
 def _range(values: Sequence[float]) -> float:

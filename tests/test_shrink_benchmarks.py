@@ -28,7 +28,7 @@ cost, curves, torch_pruning = (
 )
 generate = _script(ROOT / "docs" / "generate.py")
 figures = sys.modules["page_figures"]
-SETTINGS = curves.Settings(0, 0, 6, 5, 1, 128, 0.003, 0.05, "taylor", "rpi4")
+SETTINGS = curves.Settings(0, 0, 6, 128, 0.003, 5, 1, 32, 0.001, 0.05, "taylor", "rpi4")
 
 
 def _file(metric, macs=100, size=1000):
@@ -94,12 +94,14 @@ def test_results_of_other_settings_are_not_mixed(tmp_path):
         curves.opened(path, SETTINGS._replace(train_epochs=7), "cifar10.npz")
 
 
-def test_the_picture_is_the_same_for_the_same_results(tmp_path):
+def test_the_pictures_are_the_same_for_the_same_results(tmp_path):
     pytest.importorskip("matplotlib")
-    record = {"networks": {"resnet8": ROWS}}
-    first, second = (curves.drawn(record, tmp_path / name).read_text() for name in ("a.svg", "b.svg"))
-    assert first == second
-    assert first.lstrip().startswith("<?xml")
+    sides = {side: {"0": {"after_cut": 0.1, "metric": 0.6}} for side in torch_pruning.SIDES}
+    records = ((curves, {"networks": {"resnet8": ROWS}}), (torch_pruning, {"accuracy": {"l2": sides}}))
+    for script, record in records:
+        first, second = (script.drawn(record, tmp_path / name).read_text() for name in ("a.svg", "b.svg"))
+        assert first == second
+        assert first.lstrip().startswith("<?xml")
 
 
 def test_the_middle_of_repeats_and_whether_all_hold():

@@ -13,8 +13,7 @@ from edgeprune import data, metrics, progress
 from edgeprune.errors import RecipeError
 from edgeprune.keras import candidates, gated, supernet, surgery, tf, training, trials
 from edgeprune.recipe import FitOptions
-from edgeprune.search_space import CRITERION
-from edgeprune.search_space import Knob, Space
+from edgeprune.search_space import CRITERION, Knob, Space
 from edgeprune.training_options import Penalty
 
 OPTIONS = FitOptions(epochs=6, batch_size=32, learning_rate=0.003)

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import sys
 import time
@@ -28,6 +27,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from records import opened
 from subset import subset
 
 from edgeprune import files
@@ -88,7 +88,9 @@ def main() -> int:
             print(json.dumps({word: summary(rows) for word, rows in record["networks"].items()}, indent=2))
         return 0
     settings = Settings(*(getattr(arguments, name) for name in Settings._fields))
-    record = opened(arguments.results, settings, Path(arguments.data).name)
+    about = {"data": Path(arguments.data).name, "settings": settings._asdict()}
+    record = opened(arguments.results, __doc__, about)
+    record.setdefault("networks", {})
     if settings.train:
         arguments.data = str(subset(Path(arguments.data), settings.train, settings.test, arguments.work))
     for seed in arguments.seeds:
@@ -139,25 +141,6 @@ def network(word: str) -> Network:
     if not all(0 < share < 1 for share in found):
         raise RecipeError(f"'{word}': a share of the MACs that stay lies between 0 and 1, both excluded.")
     return Network(name, found)
-
-
-def opened(path: Path, settings: Settings, data: str) -> dict[str, Any]:
-    """The results so far, or new ones.
-
-    Raises:
-        RecipeError: they were made with other settings or data.
-    """
-    if not path.exists():
-        what = (__doc__ or "").splitlines()[0]
-        return {"what": what, "data": data, "settings": settings._asdict(), "cpus": os.cpu_count(), "networks": {}}
-    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    wanted = {"data": data, "settings": settings._asdict()}
-    found = {key: record.get(key) for key in wanted}
-    if found != wanted:
-        raise RecipeError(
-            f"{path} holds results of {found}, not of {wanted}: give the same settings, or another file with --results."
-        )
-    return record
 
 
 def _curve(

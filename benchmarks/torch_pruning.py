@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -33,9 +32,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from records import opened
 
 from edgeprune import files
-from edgeprune.errors import RecipeError
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "torch_pruning.json"
@@ -114,7 +113,8 @@ def main() -> int:
         print(f"wrote {drawn(json.loads(arguments.results.read_text(encoding='utf-8')), PICTURE)}")
         return 0
     settings = Settings(*(getattr(arguments, name) for name in Settings._fields))
-    record = opened(arguments.results, settings, Path(arguments.model).name, Path(arguments.data).name)
+    about = {"model": Path(arguments.model).name, "data": Path(arguments.data).name, "settings": settings._asdict()}
+    record = opened(arguments.results, __doc__, about)
     with np.load(arguments.data) as stored:
         data = {name: stored[name] for name in ("x_train", "y_train", "x_test", "y_test")}
     data |= {name: data[name].reshape(-1).astype(np.int64) for name in ("y_train", "y_test")}
@@ -156,22 +156,6 @@ def _arguments() -> argparse.Namespace:
     if not (arguments.picture or (arguments.model and arguments.data and arguments.torch_python)):
         parser.error("give MODEL, DATA and --torch-python")
     return arguments
-
-
-def opened(path: Path, settings: Settings, model: str, data: str) -> dict[str, Any]:
-    """The results so far, or new ones.
-
-    Raises:
-        RecipeError: they were made with other settings, another model or other data.
-    """
-    wanted = {"model": model, "data": data, "settings": settings._asdict()}
-    if not path.exists():
-        return {"what": (__doc__ or "").splitlines()[0], **wanted, "cpus": os.cpu_count()}
-    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    found = {key: record.get(key) for key in wanted}
-    if found != wanted:
-        raise RecipeError(f"{path} holds results of {found}, not of {wanted}: give another file with --results.")
-    return record
 
 
 def _write(path: Path, record: Mapping[str, Any]) -> None:

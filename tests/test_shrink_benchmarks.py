@@ -23,8 +23,9 @@ def _script(path):
     return module
 
 
-cost, curves, torch_pruning = (
-    _script(ROOT / "benchmarks" / f"{name}.py") for name in ("surgery_cost", "shrink_curves", "torch_pruning")
+cost, curves, torch_pruning, records = (
+    _script(ROOT / "benchmarks" / f"{name}.py")
+    for name in ("surgery_cost", "shrink_curves", "torch_pruning", "records")
 )
 generate = _script(ROOT / "docs" / "generate.py")
 figures = sys.modules["page_figures"]
@@ -87,11 +88,13 @@ def test_the_best_point_is_the_smallest_that_keeps_the_drop():
 
 def test_results_of_other_settings_are_not_mixed(tmp_path):
     path = tmp_path / "results.json"
-    record = curves.opened(path, SETTINGS, "cifar10.npz")
+    about = {"data": "cifar10.npz", "settings": SETTINGS._asdict()}
+    record = records.opened(path, "What it is.\n\nMore.", about)
+    assert record["what"] == "What it is."
     path.write_text(json.dumps(record))
-    assert curves.opened(path, SETTINGS, "cifar10.npz") == record
+    assert records.opened(path, None, about) == record
     with pytest.raises(RecipeError, match="--results"):
-        curves.opened(path, SETTINGS._replace(train_epochs=7), "cifar10.npz")
+        records.opened(path, None, {**about, "settings": SETTINGS._replace(train_epochs=7)._asdict()})
 
 
 def test_the_pictures_are_the_same_for_the_same_results(tmp_path):

@@ -189,7 +189,7 @@ def test_tables_say_what_is_not_there_yet(monkeypatch, tmp_path):
     monkeypatch.setattr(sys.modules["page_parts"], "RESULTS", tmp_path)
     for name, script in (("shrink-curves", "shrink_curves"), ("surgery-cost", "surgery_cost")):
         assert f"Not measured yet: `python benchmarks/{script}.py`" in generate.BLOCKS[name]()
-    record = curves.opened(tmp_path / "none.json", SETTINGS, "cifar10.npz")
+    record = {"networks": {}, "settings": SETTINGS._asdict(), "data": "cifar10.npz"}
     assert "No cell has a reference yet" in figures._shrink_curves(record)
     assert "No network has been cut" in figures._torch_pruning({"criteria": []})
 

@@ -23,7 +23,7 @@ pytest.importorskip("optuna", reason='pip install "edgeprune[search]"')
 
 WORKER = Path(search_worker.__file__)
 OWN = ("random", "tpe", "nsga2", "nsga3", "cmaes")
-POSTGRESQL = "EDGEPRUNE_TEST_POSTGRESQL"  # a URL of a database that tests may write to
+SERVERS = ("EDGEPRUNE_TEST_POSTGRESQL", "EDGEPRUNE_TEST_MYSQL")  # URLs of databases that tests may write to
 
 
 @pytest.fixture
@@ -288,9 +288,11 @@ def test_drivers_that_are_not_installed_are_named(monkeypatch):
     assert "geheim" not in str(told.value)
 
 
-@pytest.mark.skipif(POSTGRESQL not in os.environ, reason=f"{POSTGRESQL} names no database (see docs/search.md)")
-def test_postgresql_serves_workers_and_refuses_a_wrong_password(tmp_path):
-    url, name = os.environ[POSTGRESQL], f"test-{os.getpid()}-{time.time()}"
+@pytest.mark.parametrize("server", SERVERS)
+def test_a_server_serves_workers_and_refuses_a_wrong_password(server):
+    if server not in os.environ:
+        pytest.skip(f"{server} names no database (see docs/search.md)")
+    url, name = os.environ[server], f"test-{os.getpid()}-{time.time()}"
     processes = [worker(url, 12, 0.05, "nsga2", name) for _ in range(3)]
     assert [process.wait(timeout=120) for process in processes] == [0, 0, 0]
     assert len(search_worker.opened(url, name, "nsga2").finished()) == 12

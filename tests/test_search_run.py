@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from concurrent import futures
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from edgeprune import (
     recipe,
     registry,
     search_live,
+    search_run,
     search_setup,
     search_space,
 )
@@ -174,3 +176,22 @@ def test_the_best_is_trained_and_exported(files, capsys):
     assert sorted(table) == [("planted-host",), ("planted-host-trained",)]
     assert search_space.DROP in found["limits"]
     assert api.RECIPE_FILE in {path.name for path in exported.iterdir()}
+
+
+def test_a_board_measures_one_network_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(search_run, "POLL_S", 0.01)
+    pool = ("pi@one", "pi@two")
+    with search_run._board(tmp_path, ()) as none:
+        assert none is None
+    with search_run._board(tmp_path, pool) as one, futures.ThreadPoolExecutor(1) as others:
+        with search_run._board(tmp_path, pool) as two:
+            assert (one, two) == pool
+            third = others.submit(lambda: list(_named(search_run._board(tmp_path, pool))))
+            with pytest.raises(futures.TimeoutError):
+                third.result(timeout=0.1)
+        assert third.result(timeout=10) == ["pi@two"]  # as soon as it is free
+
+
+def _named(board):
+    with board as name:
+        yield name

@@ -254,12 +254,13 @@ def reference(report: Mapping[str, Any], folder: Path) -> Row:
 
 
 def cell(report: Mapping[str, Any], folder: Path) -> Row:
-    """A cut model's int8 metric, and the costs of its file."""
+    """A cut model's int8 metric, that of the base as it was cut, and the costs of the file."""
     final = report["candidates"]["final"]
     costs = {**{name: final[name] for name in COSTS[:-1]}, "arena_bytes": arena(folder / "model.tflite")}
     groups = report["shrink"]["shrink"]["groups"]
     return {
         "metric": final["metric"],
+        "base_metric": report["candidates"]["float"]["metric"],
         "params": final["params"],
         **costs,
         "units": {group["name"]: [group["units_before"], group["units_after"]] for group in groups},
@@ -369,7 +370,7 @@ def _line(panel: Any, word: str, rows: Mapping[str, Any], name: str, color: str)
     points = [(1 / point["times_less"][name], -point["drop"]["mean"]) for point in summary(rows)]
     if dots:
         panel.scatter(*zip(*dots, strict=True), color=color, s=14, alpha=0.6)
-        panel.plot(*zip(*points, strict=True), color=color, label=word)
+        panel.plot(*zip(*points, strict=True), color=color, marker="_", markersize=12, label=word)
 
 
 if __name__ == "__main__":

@@ -218,7 +218,7 @@ def _torch_pruning(record: Mapping[str, Any]) -> str:
 
 def _shrink_curves(record: Mapping[str, Any]) -> str:
     """Accuracy and cost of every share of every network, over the seeds that are there."""
-    head = ("network", "MACs asked", "seeds", "float", "int8, shrunk", "drop, each seed")
+    head = ("network", "MACs asked", "seeds", "base", "float", "int8, shrunk", "drop, each seed")
     rows = [
         (name, f"{float(share):g}", str(len(seeds)), *_curve_point(cells, found["float"], seeds))
         for name, found in record["networks"].items()
@@ -236,7 +236,11 @@ def _curve_point(
     """Mean metrics, the drops, and how many times less the cut file costs than the uncompressed int8 file."""
     costs = ("macs", "size_bytes", "size_gzip_bytes", "arena_bytes")
     times = [sum(floats[seed][cost] / cells[seed][cost] for seed in seeds) / len(seeds) for cost in costs]
-    means = [sum(rows[seed]["metric"] for seed in seeds) / len(seeds) for rows in (floats, cells)]
+    bases = [cells[seed]["base_metric"] for seed in seeds]
+    means = [
+        sum(bases) / len(seeds),
+        *(sum(rows[seed]["metric"] for seed in seeds) / len(seeds) for rows in (floats, cells)),
+    ]
     drops = ", ".join(f"{floats[seed]['metric'] - cells[seed]['metric']:+.4f}" for seed in seeds)
     return (*(f"{mean:.4f}" for mean in means), drops, *(f"{factor:.2f}x" for factor in times))
 

@@ -27,6 +27,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pictures import panels
 from records import opened
 from subset import subset
 
@@ -336,27 +337,18 @@ def best(points: Sequence[Mapping[str, Any]], drop: float = DROP) -> Mapping[str
 
 def drawn(record: Mapping[str, Any], path: Path) -> Path:
     """The curves as a picture: accuracy lost against the share of MACs and of bytes that is left, a dot per seed."""
-    import matplotlib
-
-    matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "edgeprune"  # the same results, the same file
-    from matplotlib import pyplot
-
-    figure, panels = pyplot.subplots(1, 2, figsize=(9, 3.6), sharey=True, layout="constrained")
-    for panel, (name, words) in zip(
-        panels, (("macs", "multiply-accumulates"), ("size_bytes", "bytes of the .tflite")), strict=True
-    ):
-        for number, (word, rows) in enumerate(record["networks"].items()):
-            _line(panel, word, rows, name, f"C{number}")
-        panel.axhline(-DROP, color="grey", linewidth=0.8, linestyle="--")
-        panel.axhline(0, color="grey", linewidth=0.8)
-        panel.set_xlabel(f"{words} left, share of dense int8")
-        panel.grid(alpha=0.25)
-    panels[0].set_ylabel("accuracy against the float reference")
-    panels[0].legend(frameon=False)
-    path.parent.mkdir(exist_ok=True)
-    figure.savefig(path, metadata={"Date": None})
-    pyplot.close(figure)
+    with panels(path, 3.6, sharey=True) as both:
+        for panel, (name, words) in zip(
+            both, (("macs", "multiply-accumulates"), ("size_bytes", "bytes of the .tflite")), strict=True
+        ):
+            for number, (word, rows) in enumerate(record["networks"].items()):
+                _line(panel, word, rows, name, f"C{number}")
+            panel.axhline(-DROP, color="grey", linewidth=0.8, linestyle="--")
+            panel.axhline(0, color="grey", linewidth=0.8)
+            panel.set_xlabel(f"{words} left, share of dense int8")
+            panel.grid(alpha=0.25)
+        both[0].set_ylabel("accuracy against the float reference")
+        both[0].legend(frameon=False)
     return path
 
 

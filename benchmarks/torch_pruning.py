@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from pictures import panels
 from records import opened
 
 from edgeprune import files
@@ -425,31 +426,22 @@ def verdict(sides: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, A
 
 def drawn(record: Mapping[str, Any], path: Path) -> Path:
     """The accuracies as a picture: of every criterion and side a dot per seed and the mean, right after the cut and fine-tuned."""
-    import matplotlib
-
-    matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "edgeprune"  # the same results, the same file
-    from matplotlib import pyplot
-
-    figure, panels = pyplot.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
-    parts = (("after_cut", "right after the cut"), ("metric", "fine-tuned"))
-    for panel, (figure_of, title) in zip(panels, parts, strict=True):
-        for number, side in enumerate(SIDES):
-            for place, sides in enumerate(record["accuracy"].values()):
-                values = [row[figure_of] for row in sides.get(side, {}).values()]
-                x = place + 0.3 * number
-                panel.scatter([x] * len(values), values, color=f"C{number}", s=18, label=None if place else side)
-                if values:
-                    panel.hlines(statistics.mean(values), x - 0.1, x + 0.1, color=f"C{number}")
-        panel.set_xticks([place + 0.15 for place in range(len(record["accuracy"]))], record["accuracy"])
-        panel.set_title(title)
-        panel.margins(x=0.2)
-        panel.grid(axis="y", alpha=0.25)
-    panels[0].set_ylabel("accuracy")
-    panels[0].legend(frameon=False)
-    path.parent.mkdir(exist_ok=True)
-    figure.savefig(path, metadata={"Date": None})
-    pyplot.close(figure)
+    with panels(path, 3.2) as both:
+        parts = (("after_cut", "right after the cut"), ("metric", "fine-tuned"))
+        for panel, (figure_of, title) in zip(both, parts, strict=True):
+            for number, side in enumerate(SIDES):
+                for place, sides in enumerate(record["accuracy"].values()):
+                    values = [row[figure_of] for row in sides.get(side, {}).values()]
+                    x = place + 0.3 * number
+                    panel.scatter([x] * len(values), values, color=f"C{number}", s=18, label=None if place else side)
+                    if values:
+                        panel.hlines(statistics.mean(values), x - 0.1, x + 0.1, color=f"C{number}")
+            panel.set_xticks([place + 0.15 for place in range(len(record["accuracy"]))], record["accuracy"])
+            panel.set_title(title)
+            panel.margins(x=0.2)
+            panel.grid(axis="y", alpha=0.25)
+        both[0].set_ylabel("accuracy")
+        both[0].legend(frameon=False)
     return path
 
 

@@ -29,13 +29,14 @@ AGGREGATES: dict[str, Callable[[Array], Array]] = {
 }
 
 
-def needed(criterion: str) -> tuple[str, ...]:
-    """The signals that a criterion asks for: the names of its parameters.
+def needed(criterion: str, scales: bool = False) -> tuple[str, ...]:
+    """The signals that a criterion asks for: the names of its parameters; with ``scales`` what ``units`` asks for besides.
 
     Raises:
         NameUnknown: there is no such criterion.
     """
-    return tuple(inspect.signature(registry.function("criteria", criterion)).parameters)
+    names = tuple(inspect.signature(registry.function("criteria", criterion)).parameters)
+    return (*names, "scale") if scales and "scale" not in names else names
 
 
 def able(missing: set[str]) -> list[str]:

@@ -115,10 +115,6 @@ class Options(FitOptions):
     )
     epochs: int = Field(8, ge=0, le=10_000, description="passes over the training split, shared by the rounds")
 
-    def heard(self) -> dict[str, Any]:
-        """Who has a say in a unit's score, and how much, in the words of `edgeprune.scoring.units`."""
-        return {name: getattr(self, name) for name in HEARD}
-
     _compile = field_validator("scope", "ratios", "floors", "multiples")(expressions)
 
     @model_validator(mode="after")
@@ -131,6 +127,10 @@ class Options(FitOptions):
         if 0 < self.epochs < self.rounds:
             raise ValueError(f"{self.epochs} epochs cannot be shared by {self.rounds} rounds: give one per round, or 0")
         return self
+
+    def heard(self) -> dict[str, Any]:
+        """Who has a say in a unit's score, and how much, in the words of `edgeprune.scoring.units`."""
+        return {name: getattr(self, name) for name in HEARD}
 
 
 def heard(recipe: Recipe) -> dict[str, Any]:

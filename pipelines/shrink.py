@@ -30,7 +30,6 @@ from edgeprune.target import Target
 __all__ = ["Options", "check", "run"]
 
 MODEL, RECORD = "model.keras", "record.json"
-SAMPLES_PER_BATCH = 32  # small batches, so that squares of gradients are nearly those of single samples
 
 
 def check(label: str, options: Options, target: Target) -> None:
@@ -160,8 +159,8 @@ def _signals(state: State, options: Options, model: Any) -> Any:
 
     few = state.run.data.train.evenly(options.samples)
     loss = training.objective(model, state.run.data.tasks).loss
-    wanted = {*scoring.needed(options.criterion), *(["scale"] if options.scales else [])}
-    return signals.collect(model, wanted, feeding.ordered(few, SAMPLES_PER_BATCH), loss)
+    wanted = scoring.needed(options.criterion, options.scales)
+    return signals.collect(model, wanted, feeding.ordered(few, signals.BATCH), loss)
 
 
 def _without_blocks(state: State, options: Options, model: Any) -> tuple[Any, list[dict[str, Any]]]:

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import numpy as np
-from test_tflite import build, operator, tensor
+from tflite_files import build, operator, tensor
 
 from edgeprune import registry, target, tflite
 from edgeprune.devices import _edgetpu_facts as edgetpu_facts

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 from samples import sample
-from test_tflite import build, operator, tensor
+from tflite_files import build, operator, tensor
 
 from edgeprune import advice, analytic, profiling, progress, registry, report, report_html, tables, tflite
 from edgeprune import target as targets

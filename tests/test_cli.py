@@ -14,11 +14,11 @@ from types import SimpleNamespace
 import click
 import pytest
 import samples
-from test_tflite import build as tflite_bytes
-from test_tflite import conv
+from tflite_files import build as tflite_bytes
+from tflite_files import conv
 
 import edgeprune
-from edgeprune import cli, registry, report
+from edgeprune import cli, registry, report, search_setup, shrink_options
 from edgeprune.errors import DataError
 
 
@@ -429,3 +429,14 @@ cli.main()
     _, err = process.communicate(timeout=30)
     assert process.returncode == 130
     assert "edgeprune build --resume" in err and "Traceback" not in err
+
+
+def test_defaults_are_those_of_what_is_called():
+    """They are written twice, so that the command line imports nothing to show them."""
+    shown = {
+        path: {word.name: word.default for word in COMMANDS[path].params} for path in (("search",), ("sensitivity",))
+    }
+    asked = search_setup.Asked("model")
+    assert shown["sensitivity",]["criterion"] == shrink_options.CRITERION
+    assert shown["search",]["criteria"] == ",".join(asked.criteria)
+    assert [shown["search",][name] for name in ("sampler", "trials", "top")] == [asked.sampler, asked.trials, asked.top]

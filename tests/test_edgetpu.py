@@ -26,7 +26,7 @@ from edgeprune.tflite_objects import Tensor
 pytest.importorskip("ai_edge_litert.schema_py_generated", reason="ai-edge-litert holds the schema of .tflite")
 
 from edgetpu_files import FACTS, act, chain, convolution, kernel, load, one, path_without_compiler, read
-from test_tflite import build, operator
+from tflite_files import build, operator
 
 # --- memory
 

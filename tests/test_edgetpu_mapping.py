@@ -14,7 +14,7 @@ from edgeprune.errors import ArtefactError, TargetError
 pytest.importorskip("ai_edge_litert.schema_py_generated", reason="ai-edge-litert holds the schema of .tflite")
 
 from edgetpu_files import FACTS, act, chain, const, convolution, kernel, load, one, path_without_compiler, read, verdict
-from test_tflite import S, operator
+from tflite_files import S, operator
 
 
 @pytest.fixture(autouse=True)

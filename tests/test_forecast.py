@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from test_tflite import build, operator, tensor
+from tflite_files import build, operator, tensor
 
 from edgeprune import analytic, forecast, prediction, registry, tflite, yaml_files
 from edgeprune import target as targets

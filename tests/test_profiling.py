@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from test_forecast import two_convolutions
-from test_tflite import build, operator, tensor
+from tflite_files import build, operator, tensor
 
 from edgeprune import cli, forecast, profiling, progress, registry
 from edgeprune import target as targets

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from test_tflite import S, build, conv, operator, tensor
+from tflite_files import S, build, conv, operator, tensor
 
 from edgeprune.tflite import allowed_bytes, int8_violations, inventory, read
 

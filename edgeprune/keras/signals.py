@@ -35,6 +35,7 @@ BACKWARD = ("gradients", "gradient_squares", "activation_gradients")
 HESSIAN = ("hessian_diagonal", "hessian_gradient")
 NAMES = (*HELD, *FORWARD, *BACKWARD, *HESSIAN)
 LABELLED = {*BACKWARD, *HESSIAN, *statistics.CLASSES}
+BATCH = 32  # samples at a time, which bounds the memory
 PROBES = 8  # random vectors of the Hessian's diagonal
 
 Signals = dict[str, dict[str, Any]]

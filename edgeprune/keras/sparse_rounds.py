@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from edgeprune import files, metrics, scoring, sparsifying
-from edgeprune.keras import graph, intake, pruning, statistics, training
+from edgeprune.keras import graph, intake, pruning, signals, statistics, training
 from edgeprune.keras.sparse_scores import BLIND, Scores
 from edgeprune.keras.sparse_training import Mask, Sparse, Updates, batches, redrawn
 from edgeprune.keras.sparse_updates import (
@@ -40,7 +40,6 @@ from edgeprune.sparsify_options import Adapt, Options
 from edgeprune.sparsifying import Ramp, Rule
 
 MODEL, MASKS, RECORD = "model.keras", "masks.npz", "record.json"
-SAMPLES_PER_BATCH = 32  # small batches, so that squares of gradients are nearly those of single samples
 EVALUATED = 256  # samples per batch where only sums count
 EARLIER = f"earlier-{MASKS}"
 
@@ -239,7 +238,7 @@ class Rounds:
         def seen(seed: int) -> list[Any]:
             if blind:
                 return []
-            return batches(self.state.run.data.train, size, size, seed) if updates else self._samples(SAMPLES_PER_BATCH)
+            return batches(self.state.run.data.train, size, size, seed) if updates else self._samples(signals.BATCH)
 
         return Source(Scores(sparse, self.options.criterion, self._loss(sparse)), seen, self.seed(one.number))
 

@@ -22,7 +22,6 @@ from edgeprune.progress import Progress
 from edgeprune.recipe import Recipe
 from edgeprune.sensitivity import Costs, Removal, Scores, block_word
 
-SIGNAL_BATCH = 32  # small, so that squares of gradients are nearly those of single samples
 SIGNAL_SAMPLES = 512  # training samples that a criterion sees, as many as the shrink stage takes
 
 Clocks = Callable[[Any], Mapping[str, Callable[[Cut], float]]]
@@ -125,9 +124,9 @@ class Trials:
 
     def scores(self, criterion: str) -> tuple[Scores, Mapping[str, str]]:
         """As the shrink stage scores, on training samples; raises as ``signals.collect`` and ``scoring.units``."""
-        few = feeding.ordered(self.data.train.evenly(SIGNAL_SAMPLES), SIGNAL_BATCH)
+        few = feeding.ordered(self.data.train.evenly(SIGNAL_SAMPLES), signals.BATCH)
         loss = training.objective(self.model, self.data.tasks).loss
-        wanted = {*scoring.needed(criterion), *(["scale"] if self._heard.get("scales") else [])}
+        wanted = scoring.needed(criterion, bool(self._heard.get("scales")))
         found = signals.collect(self.model, wanted, few, loss)
         units = scoring.units(self.coupling, criterion, found, **self._heard)
         return units, scoring.unscored(self.coupling, criterion, found)

@@ -177,7 +177,7 @@ def run(run: Run, given: Mapping[str, str]) -> State:
         for folder in (run.folder, run.folder / "stages"):
             files.sweep(folder)
         state = State(run, files=dict(given))
-        key = _digest({"edgeprune": edgeprune.__version__, "inputs": dict(run.inputs), "seed": run.seed})
+        key = _digest(_first_key(run))
         total = len(run.recipe.stages)
         for index, spec in enumerate(run.recipe.stages, 1):
             key = _digest(
@@ -201,6 +201,13 @@ def run(run: Run, given: Mapping[str, str]) -> State:
                 run.progress.done("finished earlier", finished["facts"]["stages"][-1]["seconds"], resumed=True)
             state = replace(state, files=finished["files"], facts=finished["facts"])
         return state
+
+
+def _first_key(run: Run) -> dict[str, Any]:
+    """What all stages depend on."""
+    key = {"edgeprune": edgeprune.__version__, "inputs": dict(run.inputs), "seed": run.seed}
+    distribute = run.recipe.file.distribute
+    return {**key, "distribute": distribute} if distribute else key
 
 
 def _execute(state: State, spec: StageSpec, folder: Path, key: str) -> dict[str, Any]:

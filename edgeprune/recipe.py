@@ -141,6 +141,11 @@ class RecipeFile(Strict):
     description: str = Field("", description="one line for `edgeprune list recipes`")
     method: Method | None = Field(None, description="of a method of the literature: what it is, and how others compare")
     seed: int = Field(0, ge=0, lt=2**31, description="of every random choice in the build")
+    distribute: Literal["mirrored"] | None = Field(
+        None,
+        description="mirrored: training shares every batch out over the GPUs of this machine (tf.distribute.MirroredStrategy); null: "
+        "one device",
+    )
     metric: str | None = Field(None, description="accuracy, auc, mse ... or module:function; default: by the task")
     metric_output: str | None = Field(
         None, description="several outputs: the one that the metric is of, the others are only told; null: the first"
@@ -220,6 +225,7 @@ def parse(data: Any, where: str) -> Recipe:
     parsed = validate(RecipeFile, data, where, RecipeError)
     stages = tuple(_stage(label, options, where) for label, options in parsed.stages.items())
     _check_order(stages, where)
+    _check_distributed(parsed, stages, where)
     loaded = Recipe(parsed, stages)
     _check_aim(loaded, where)
     return loaded
@@ -273,6 +279,24 @@ def _check_order(stages: Sequence[StageSpec], where: str) -> None:
                     f"{later.stage} stage may come after a {first.stage} stage: move {later.label} before {first.label}, or remove one "
                     "of them."
                 )
+
+
+def _check_distributed(parsed: RecipeFile, stages: Sequence[StageSpec], where: str) -> None:
+    """Every stage that trains can be spread over devices (its module says ``SPREADS``), if the recipe asks for that.
+
+    Raises:
+        RecipeError: one cannot.
+    """
+    if parsed.distribute is None:
+        return
+    for spec in stages:
+        if isinstance(spec.options, FitOptions) and not getattr(
+            registry.module("stages", spec.stage), "SPREADS", False
+        ):
+            raise RecipeError(
+                f"{where}: distribute: a {spec.stage} stage (stages.{spec.label}) decides about its weights on one device while it "
+                "trains. Leave distribute out, or the stage."
+            )
 
 
 def _check_aim(loaded: Recipe, where: str) -> None:

@@ -15,6 +15,7 @@ from edgeprune.pipeline import State
 from edgeprune.recipe import FitOptions
 
 LAST_OF = ("shrink",)  # stages that may not come after this one: they would remove channels of masked kernels
+SPREADS = True  # over devices
 
 
 class Options(FitOptions):
@@ -56,7 +57,7 @@ class Options(FitOptions):
 
 def run(state: State, options: Options) -> State:
     """Wrap, fit, strip."""
-    from edgeprune.keras import intake, program, pruning, pruning_wrappers, statistics, tfmot, training
+    from edgeprune.keras import intake, program, pruning, pruning_wrappers, replicas, statistics, tfmot, training
 
     training.start(state.run.seed)
     model = intake.load_own(state.path("model"))
@@ -67,10 +68,15 @@ def run(state: State, options: Options) -> State:
     plans = pruning.plan(model, pattern, options.include, options.exclude)
     pruning.earlier(state, plans)  # which it would refuse
     steps = options.epochs * training.steps_per_epoch(state.run.data.train, options)
-    wrapped = pruning_wrappers.wrap(model, plans, pattern, ramp, steps)
+
+    def wrapping() -> Any:
+        return pruning_wrappers.wrap(model, plans, pattern, ramp, steps)
+
+    wrapped = wrapping()
     goal = training.objective(model, state.run.data.tasks)
     schedule = pruning.schedule_function(ramp, pattern)
-    history = training.fit(wrapped, state, options, goal, [tfmot.sparsity.keras.UpdatePruningStep()], schedule)
+    with replicas.spread(state, wrapped, wrapping) as placed:
+        history = training.fit(placed, state, options, goal, [tfmot.sparsity.keras.UpdatePruningStep()], schedule)
     masks, stripped = pruning_wrappers.masks(wrapped), pruning_wrappers.strip(wrapped)
     if history:
         statistics.settle(stripped, state.run.data.train)

@@ -25,6 +25,7 @@ from edgeprune.validation import Strict
 
 # Stages that may not come after this one: what they change is converted no more.
 LAST_OF = ("train", "shrink", "prune", "sparsify", "gate", "regularize", "cluster", "quantize")
+SPREADS = True  # over devices
 WORTHWHILE = 0.1  # of the trainable weights: with fewer behind fake quantizers, training them is time for nothing
 
 
@@ -96,7 +97,7 @@ def run(state: State, options: Options) -> State:
         ConversionError: a recurrent layer would crash the converter.
         RecipeError: clusters cannot be kept, or nothing can be pruned.
     """
-    from edgeprune.keras import conversion, export, intake, preparation, quantization, recurrent, training
+    from edgeprune.keras import conversion, export, intake, preparation, quantization, recurrent, replicas, training
 
     training.start(state.run.seed)
     model = intake.load_own(state.path("model"))
@@ -116,11 +117,18 @@ def run(state: State, options: Options) -> State:
         return _leave(state, prepared.model, facts, plan, [], 0)
     pruning = _Pruning(state, options, options.prune, prepared.model, plan) if options.prune else None
     preserve = options.preserve and "masks" in state.files
-    quantized = quantization.quantize(prepared.model, preserve, skip, shared, pruning.layers if pruning else None)
+
+    def quantizing() -> Any:
+        return quantization.quantize(prepared.model, preserve, skip, shared, pruning.layers if pruning else None)
+
+    quantized = quantizing()
     samples = quantization.calibrate(quantized, (x for x, _ in state.run.data.calibration.batches(64)))
     goal = training.objective(prepared.model, state.run.data.tasks)
-    callbacks, schedule = pruning.follow(quantized) if pruning else ((), None)
-    history = training.fit(quantized, state, options, goal, callbacks, schedule) if share else []
+    history: list[dict[str, Any]] = []
+    if share:
+        with replicas.spread(state, quantized, quantizing) as placed:
+            callbacks, schedule = pruning.follow(placed) if pruning else ((), None)
+            history = training.fit(placed, state, options, goal, callbacks, schedule)
     quantization.settle(quantized)
     quantization.widen(quantized)  # ranges move while training
     if pruning:
@@ -245,17 +253,28 @@ class _Pruning:
 
     def _control(self, skip: list[str], quantized: Any, masks: Mapping[str, Any]) -> dict[str, Any]:
         """Prune in float for half of the epochs, then train with fake quantizers and these zeros for the rest."""
-        from edgeprune.keras import pruning_wrappers, quantization, tfmot, training
+        from edgeprune.keras import pruning_wrappers, quantization, replicas, tfmot, training
 
         first = self.options.epochs // 2
         goal = training.objective(self.model, self.state.run.data.tasks)
         steps = first * training.steps_per_epoch(self.state.run.data.train, self.options)
-        wrapped = pruning_wrappers.wrap(self.model, self.plans, self.pattern, self.ramp, steps)
+
+        def wrapping() -> Any:
+            return pruning_wrappers.wrap(self.model, self.plans, self.pattern, self.ramp, steps)
+
+        wrapped = wrapping()
         update = [tfmot.sparsity.keras.UpdatePruningStep()]
-        training.fit(wrapped, self._inner("prune"), self._for(first), goal, update)
-        other = quantization.quantize(pruning_wrappers.strip(wrapped), preserve=True, skip=skip)
+        with replicas.spread(self.state, wrapped, wrapping) as placed:
+            training.fit(placed, self._inner("prune"), self._for(first), goal, update)
+        pruned = pruning_wrappers.strip(wrapped)
+
+        def quantizing() -> Any:
+            return quantization.quantize(pruned, preserve=True, skip=skip)
+
+        other = quantizing()
         quantization.calibrate(other, (x for x, _ in self.state.run.data.calibration.batches(64)))
-        training.fit(other, self._inner("quantize"), self._for(self.options.epochs - first), goal)
+        with replicas.spread(self.state, other, quantizing) as placed:
+            training.fit(placed, self._inner("quantize"), self._for(self.options.epochs - first), goal)
         quantization.settle(other)
         data = self.state.run.data
         split = "validation" if len(data.validation) else "calibration"

@@ -29,6 +29,7 @@ from edgeprune.target import Target
 
 __all__ = ["Options", "check", "run"]
 
+SPREADS = True  # over devices
 MODEL, RECORD = "model.keras", "record.json"
 
 
@@ -307,7 +308,7 @@ def _tuned(state: State, options: Options, folder: Path, history: list[dict[str,
 
 def _fit(state: State, options: Options, folder: Path, model: Any, done: int) -> list[dict[str, Any]]:
     """Train the cut model for its round's share of the epochs."""
-    from edgeprune.keras import statistics, training
+    from edgeprune.keras import replicas, statistics, training
 
     number = int(folder.name.rpartition("-")[2])
     epochs = options.epochs * number // options.rounds - options.epochs * (number - 1) // options.rounds
@@ -317,7 +318,8 @@ def _fit(state: State, options: Options, folder: Path, model: Any, done: int) ->
     if not epochs:
         return []
     statistics.settle(model, state.run.data.train)  # the channels that stay are added up to other sums
-    history = training.fit(model, inner, options.model_copy(update={"epochs": epochs}), goal)
+    with replicas.spread(inner, model) as placed:
+        history = training.fit(placed, inner, options.model_copy(update={"epochs": epochs}), goal)
     statistics.settle(model, state.run.data.train)
     return history
 

@@ -16,6 +16,7 @@ from edgeprune.pipeline import State
 from edgeprune.recipe import FitOptions
 
 EARLY = "early.keras"
+SPREADS = True  # over devices
 
 
 class Options(FitOptions):
@@ -37,7 +38,7 @@ class Options(FitOptions):
 
 def run(state: State, options: Options) -> State:
     """Fit when asked, then keep the result as the float reference."""
-    from edgeprune.keras import intake, program, statistics, training
+    from edgeprune.keras import intake, program, replicas, statistics, training
 
     training.start(state.run.seed)
     model = intake.load_own(state.path("model"))
@@ -50,8 +51,9 @@ def run(state: State, options: Options) -> State:
         intake.save(model, early)
     if wanted:
         _check_teacher(state, options)
-        callbacks = _keepers(model, early, kept) if kept else []
-        history = training.fit(model, state, options, training.objective(model, state.run.data.tasks), callbacks)
+        with replicas.spread(state, model) as placed:
+            callbacks = _keepers(placed, early, kept) if kept else []
+            history = training.fit(placed, state, options, training.objective(model, state.run.data.tasks), callbacks)
         statistics.settle(model, state.run.data.train)
     saved = intake.save(model, state.workspace / "model.keras")
     summary = f"{len(history)} epochs, loss {history[-1]['loss']:.4f}" if history else "taken as it is"

@@ -3,6 +3,7 @@
     python distributed.py mirrored [NAME...]        two virtual CPU devices in this process, beside one device
     python distributed.py worker INDEX PORT PORT [NAME...]   one of two workers; TF_CONFIG is set here
     python distributed.py half [NAME...]            one device, weights in float32, arithmetic in float16
+    python distributed.py build FOLDER              a whole build on two devices (``distribute: mirrored``), beside one on one device
 
 Prints one line of JSON: name of the ingredient -> what came of it.
 """
@@ -13,11 +14,12 @@ import json
 import os
 import sys
 import traceback
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from edgeprune import registry, training_options
+from edgeprune import api, registry, training_options
 from edgeprune.keras import (
     constraints,
     distillation,
@@ -227,12 +229,39 @@ def _apart(model: Any, strategy: Any) -> float:
     return max(found)
 
 
+def built(folder: Path, distribute: str | None) -> dict[str, Any]:
+    """Build a network with every stage that spreads; what its stages told, and what came out."""
+    sgd = {"optimizer": "sgd", "learning_rate": 0.05, "epochs": 2, "batch_size": BATCH}
+    stages = {
+        "train": {**sgd, "when": "always"},
+        "shrink": {**sgd, "macs": 0.7, "criterion": "l2", "multiples": 1},
+        "prune": {**sgd, "final": 0.5},
+        "quantize": {**sgd, "learning_rate": 0.005},
+        "convert": None,
+        "verify": None,
+    }
+    recipe = {"name": "spread", "distribute": distribute, "stages": stages}
+    x, y = samples()
+    api.build(network(), (np.tile(x, (3, 1, 1, 1)), np.tile(y, 3)), recipe=recipe, out=folder)
+    facts = json.loads((folder / "stages" / "6-verify" / "state.json").read_text(encoding="utf-8"))["facts"]
+    return {
+        "losses": {name: [epoch["loss"] for epoch in told["epochs"]] for name, told in facts["history"].items()},
+        "units": {group["name"]: group["units_after"] for group in facts["shrink"]["shrink"]["groups"]},
+        "zeros": {name: layer["sparsity_keras"] for name, layer in facts["pruning"]["layers"].items()},
+        "notes": facts["notes"],
+    }
+
+
+def _two_devices() -> None:
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+
+
 def _strategy(words: list[str]) -> tuple[Any, list[str]]:
     """The strategy that the words name, and the words that are left."""
     kind, *rest = words
     if kind == "mirrored":
-        cpu = tf.config.list_physical_devices("CPU")[0]
-        tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+        _two_devices()
         return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]), rest
     if kind == "worker":
         index, *ports = rest[:3]
@@ -246,6 +275,11 @@ def _strategy(words: list[str]) -> tuple[Any, list[str]]:
 
 
 def main() -> None:
+    if sys.argv[1] == "build":
+        _two_devices()
+        folder = Path(sys.argv[2])
+        print(json.dumps({"alone": built(folder / "alone", None), "found": built(folder / "spread", "mirrored")}))
+        return
     strategy, names = _strategy(sys.argv[1:])
     alone = {}
     if sys.argv[1] == "mirrored":

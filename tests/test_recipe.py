@@ -84,6 +84,18 @@ def test_stages_keep_their_order():
     assert [spec.label for spec in recipe.load(second).stages] == ["b", "a"]
 
 
+def test_every_stage_that_trains_must_spread_if_asked_to():
+    spread = {
+        "distribute": "mirrored",
+        "stages": {"train": None, "shrink": {"macs": 0.5}, "quantize": None, "convert": None},
+    }
+    assert recipe.load(spread).file.distribute == "mirrored"
+    with pytest.raises(
+        RecipeError, match=r"distribute: a sparsify stage \(stages\.sparsify\) decides .* one device .* Leave"
+    ):
+        recipe.load({**spread, "stages": {"train": None, "sparsify": {"final": 0.5}}})
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import types
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -23,9 +24,9 @@ from keras_models import (
     weights,
 )
 
-from edgeprune import data
+from edgeprune import data, recipe
 from edgeprune.errors import DataError, RunFolderError
-from edgeprune.keras import feeding, pruning, pruning_wrappers, quantization, tf, tfmot, training
+from edgeprune.keras import feeding, pruning, pruning_wrappers, quantization, replicas, tf, tfmot, training
 from edgeprune.recipe import FitOptions
 
 OPTIONS = FitOptions(epochs=3, batch_size=16, learning_rate=0.01)
@@ -63,6 +64,28 @@ def test_the_order_is_a_function_of_seed_and_epoch():
 def test_the_last_batch_of_an_epoch_is_what_is_left():
     assert [len(y) for _, y in feeding.training(numbered(), 8, 0, 0, 2)] == [8, 8, 7, 8, 8, 7]
     assert training.steps_per_epoch(numbered(), FitOptions(batch_size=8)) == 3
+
+
+def test_replicas_get_equal_shares_of_every_batch():
+    batches = [y.numpy() for _, y in feeding.training(numbered(), 8, 0, 0, 1, replicas=3)]
+    assert [len(y) for y in batches] == [9, 9, 9]
+    for y, size in zip(batches, (8, 8, 7), strict=True):
+        assert np.array_equal(y[size:], y[: 9 - size]) and len(set(y.tolist())) == size
+    alone = [y.numpy() for _, y in feeding.training(numbered(), 8, 0, 0, 1)]
+    assert all(np.array_equal(y[: len(one)], one) for y, one in zip(batches, alone, strict=True))
+
+
+def test_where_there_is_one_device_nothing_is_shared_out(tmp_path, monkeypatch):
+    notes = []
+    here = state(tmp_path)
+    chosen = recipe.load({"distribute": "mirrored", "stages": {"train": None}})
+    progress = types.SimpleNamespace(note=notes.append)
+    here = replace(here, run=replace(here.run, recipe=chosen, progress=progress))
+    monkeypatch.setattr(replicas, "devices", lambda: ("CPU:0",))
+    model = object()
+    with replicas.spread(here, model) as placed:
+        assert placed is model and replicas.count() == 1
+    assert notes == ["distribute: there is one device here, so training runs as it does without"]
 
 
 def test_samples_come_with_their_labels_as_the_model_sees_them():

@@ -18,7 +18,7 @@ from edgeprune.keras import tf
 IN_MEMORY_BYTES = 2 << 30  # larger arrays (memory-mapped image folders) are read row by row
 
 
-def training(split: Split, batch_size: int, seed: int, first_epoch: int, epochs: int) -> Any:
+def training(split: Split, batch_size: int, seed: int, first_epoch: int, epochs: int, replicas: int = 1) -> Any:
     """A ``tf.data.Dataset`` of (x, y) batches: the epochs ``first_epoch`` .. ``epochs`` - 1, one after the other.
 
     Args:
@@ -27,6 +27,8 @@ def training(split: Split, batch_size: int, seed: int, first_epoch: int, epochs:
         seed: of the stage.
         first_epoch: 0, or the epoch to resume at.
         epochs: total epochs of the stage.
+        replicas: that every batch is shared out over: a smaller last one is filled up with samples of its own, so that all get
+            as many.
     """
     positions = tf.range(len(split), dtype=tf.int64)
 
@@ -35,7 +37,15 @@ def training(split: Split, batch_size: int, seed: int, first_epoch: int, epochs:
         return tf.data.Dataset.from_tensor_slices(order).batch(batch_size)
 
     batches = tf.data.Dataset.range(first_epoch, epochs).flat_map(epoch_batches)
+    if replicas > 1:
+        batches = batches.map(lambda rows: _filled(rows, replicas))
     return _fixed(batches.map(_fetcher(split), num_parallel_calls=2, deterministic=True).prefetch(4))
+
+
+def _filled(rows: Any, multiple: int) -> Any:
+    """Rows, begun again from the first one until there are a multiple of so many."""
+    count = tf.size(rows)
+    return tf.gather(rows, tf.range(-(-count // multiple) * multiple) % count)
 
 
 def ordered(split: Split, batch_size: int = 256) -> Any:

@@ -22,7 +22,7 @@ from edgeprune import columns, files
 from edgeprune.data import Split
 from edgeprune.data_options import Task
 from edgeprune.errors import DataError, RunFolderError
-from edgeprune.keras import constraints, distillation, feeding, keras, penalised, tf
+from edgeprune.keras import constraints, distillation, feeding, keras, penalised, replicas, tf
 from edgeprune.pipeline import State
 from edgeprune.recipe import FitOptions
 
@@ -141,7 +141,7 @@ def fit(
         if len(history) < options.epochs:
             seed = state.run.seed + 1_000_003 * sum(state.label.encode())  # stages do not repeat each other's order
             model.fit(
-                feeding.training(data.train, options.batch_size, seed, len(history), options.epochs),
+                feeding.training(data.train, options.batch_size, seed, len(history), options.epochs, replicas.count()),
                 validation_data=feeding.ordered(data.validation) if len(data.validation) else None,
                 initial_epoch=len(history),
                 epochs=options.epochs,
@@ -171,8 +171,12 @@ def _create_metrics(model: Any, split: Split) -> None:
     nothing = tf.nest.map_structure(
         lambda output: tf.zeros((1, *output.shape[1:]), output.dtype), model._nested_outputs
     )
-    model.compute_loss(x, y, nothing)
-    model.compute_metrics(x, y, nothing, None)
+
+    def first() -> None:
+        model.compute_loss(x, y, nothing)
+        model.compute_metrics(x, y, nothing, None)
+
+    tf.distribute.get_strategy().run(first)  # metrics take values in a replica only
     model.reset_metrics()
 
 
@@ -318,7 +322,7 @@ class _Epochs(keras.callbacks.Callback):
                 f"The loss became {record['loss']} in epoch {epoch + 1} of '{self.state.label}': training diverged. Lower "
                 f"stages.{self.state.label}.learning_rate (it is {self.options.learning_rate:g}), or check the scale of the inputs."
             )
-        record["learning_rate"] = float(self.model.optimizer.learning_rate)
+        record["learning_rate"] = float(keras.backend.get_value(self.model.optimizer.learning_rate))
         self._show(epoch + 1, record)
         if self.sparsity:
             record["sparsity"] = self.sparsity((epoch + 1) / self.options.epochs)

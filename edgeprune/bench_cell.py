@@ -1,18 +1,24 @@
-"""One build of a league in a process of its own: ``python -m edgeprune.bench_cell``.
+"""Builds of a league, one after the other, each in a process of its own: ``python -m edgeprune.bench_cell``.
 
 A process each, so that no method can break another one, and every build starts from the same state, which is what makes its
-bytes the same whichever were run before. The request comes as one line of JSON on standard input; what happens is told as
-lines of JSON on standard output; all else that anybody prints goes to standard error. The process ends when its input does:
-a league that was killed leaves no build behind, and the next one goes on with what is in the run folder.
+bytes the same whichever were run before. They are forked from one process, which has loaded TensorFlow and done nothing with it,
+and has converter processes waiting: on a small network, to load these takes longer than all else but training.
 
-The request: ``{"recipe": a whole recipe, "model", "data", "target", "trust", "folder": run folder, "shared": folder of common
-stages, "stages": how many}``. The lines: ``{"stage": [label, index, total]}``, ``{"step": [done, total, unit], "values": {...}}``,
+Requests come as lines of JSON on standard input; what happens is told as lines of JSON on standard output; all else that
+anybody prints goes to a build's log. Everything ends when the input does: a league that was killed leaves no build behind, and
+the next one goes on with what is in the run folder.
+
+A request: ``{"recipe": a whole recipe, "model", "data", "target", "trust", "folder": run folder, "shared": folder of common
+stages, "stages": how many, "log": file}``.
+
+The lines: ``{"stage": [label, index, total]}``, ``{"step": [done, total, unit], "values": {...}}``,
 ``{"note": text}``, ``{"done": summary}``, and at last ``{"figures": {...}}``, ``{"cannot": why the model cannot be cut so}`` or
-``{"error": text}``.
+``{"error": text}``, and then ``{"ended": exit code, negative: signal}``.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -20,7 +26,7 @@ import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NoReturn, TextIO
 
 from edgeprune import api, bench, crash, pipeline, recipe, yaml_files
 from edgeprune.errors import CutError, EdgepruneError, RecipeError, RunFolderError
@@ -88,22 +94,69 @@ def _holds(folder: Path, chosen: recipe.Recipe) -> bool:
 
 
 def main() -> None:
-    """Do what standard input asks for."""
+    """Do what standard input asks for, until it ends."""
     lines = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    request = json.loads(sys.stdin.readline())
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
     told = Told(lines)
     sys.path.append(str(Path.cwd()))  # for module:function, as the command line has it
+    while line := sys.stdin.readline():
+        _load()
+        code = _in_a_process(json.loads(line), told)
+        if code != 0:
+            _drop()
+        told.say(ended=code)
+
+
+def _load() -> None:
+    """Load what every build loads, and have converters waiting. On Linux alone: elsewhere a fork of it may crash."""
+    if sys.platform == "linux":
+        with contextlib.suppress(EdgepruneError):  # what cannot be had, the build will say
+            from edgeprune.keras import conversion, keras3, tfmot  # noqa: F401
+
+            conversion.prewarm(conversion.SPARES)
+            keras3.keras3()
+
+
+def _drop() -> None:
+    """End the converters, which may be in the middle of what a build that is no more had asked for."""
+    if sys.platform == "linux":
+        with contextlib.suppress(EdgepruneError):
+            from edgeprune.keras import conversion
+
+            conversion.drop()
+
+
+def _in_a_process(request: Mapping[str, Any], told: Told) -> int:
+    """Build in a fork; its exit code, or -N where signal N ended it."""
+    child = os.fork()
+    if child == 0:
+        _cell(request, told)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def _cell(request: Mapping[str, Any], told: Told) -> NoReturn:
+    """Build, tell what came of it, and end this process: with 0 if nothing was wrong."""
+    with Path(request["log"]).open("wb") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    code = 1
     try:
         told.say(figures=build(request, told))
+        code = 0
     except (CutError, RecipeError) as error:  # the recipe is valid, so this is a fact of the model, and would be again
         told.say(cannot=str(error))
     except EdgepruneError as error:
         told.say(error=str(error))
     except Exception as error:
-        log = crash.write(error, sys.argv)
-        told.say(error=f"Unexpected {type(error).__name__}: {error} (a bug of edgeprune; please report it with {log})")
+        log_file = crash.write(error, sys.argv)
+        told.say(
+            error=f"Unexpected {type(error).__name__}: {error} (a bug of edgeprune; please report it with {log_file})"
+        )
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def _leave_with_parent() -> None:

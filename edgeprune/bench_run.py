@@ -1,11 +1,14 @@
 """``edgeprune bench methods``: every cell of a league in a process of its own, some at a time, and what came out so far.
 
+A worker (`bench_cell`) loads TensorFlow once and forks a process for each of its cells, one after the other.
+
 ::
 
     OUT/league.json             the terms, which may not change; seeds, shares and methods may be added
     OUT/cells/NAME.json         a finished cell, with the key of everything that it depends on: never done again
     OUT/cells/NAME/             its run folder: model.tflite, report.json, recipe.yaml; while it is at work, its stages too
     OUT/cells/NAME.log          what its process printed
+    OUT/cells/workers.log       what the workers printed besides
     OUT/common/                 finished stages that several cells begin with
     OUT/methods.json, .html     all finished cells as tables and pictures, written anew after every cell
 """
@@ -18,6 +21,7 @@ import json
 import os
 import queue
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -34,6 +38,7 @@ from edgeprune.recipe import Recipe
 JSON_NAME, HTML_NAME, TERMS_NAME, CELLS, COMMON = "methods.json", "methods.html", "league.json", "cells", "common"
 MODEL_SUFFIXES = (".keras", ".h5")
 COMMAND = (sys.executable, "-m", "edgeprune.bench_cell")
+WORKERS_LOG = "workers.log"  # what workers say while no cell is at work
 LEAVE_S = 10.0  # that a process has to end in when it was told to
 SCRATCH = ("stages", "input")  # in a run folder: what a finished cell needs no more
 
@@ -272,35 +277,40 @@ class _League:
     def _work(self, left: Sequence[_Job], wanted: Sequence[_Job]) -> None:
         """Keep as many processes at work as there are jobs, in the cells' order."""
         waiting = list(left)
-        at_work: dict[str, _Process] = {}
-        said: queue.Queue[tuple[_Process, dict[str, Any] | None]] = queue.Queue()
+        workers: list[_Worker] = []
+        said: queue.Queue[tuple[_Worker, dict[str, Any]]] = queue.Queue()
         try:
-            while waiting or at_work:
-                while waiting and len(at_work) < self.jobs:
-                    process = _Process(waiting.pop(0), self, said)
-                    at_work[process.job.cell.name] = process
-                process, message = said.get()
-                if message is not None:
-                    self.display.told(process.job.cell, message)
+            while waiting or any(worker.job for worker in workers):
+                while waiting and sum(worker.job is not None for worker in workers) < self.jobs:
+                    worker = next((one for one in workers if one.idle), None)
+                    if worker is None:
+                        worker = _Worker(self, said)
+                        workers.append(worker)
+                    worker.begin(waiting.pop(0))
+                worker, message = said.get()
+                job = worker.job
+                if job is None:  # an idle one ended
                     continue
-                del at_work[process.job.cell.name]
-                self._ended(process, wanted)
+                if "ended" in message:
+                    worker.job = None
+                    self._ended(job, message["ended"], wanted)
+                else:
+                    self.display.told(job.cell, message)
         finally:
-            for process in at_work.values():
-                process.stop()
+            for worker in workers:
+                worker.stop()
 
-    def _ended(self, process: _Process, wanted: Sequence[_Job]) -> None:
-        job = process.job
+    def _ended(self, job: _Job, end: _End, wanted: Sequence[_Job]) -> None:
         cell = job.cell
-        if process.figures is None or ("cannot" in process.figures and cell.method in bench.BASELINES):
-            self.failures[cell.name] = {**cell._asdict(), "reason": process.reason}
-            self.display.failed(cell, process.reason)
+        if end.figures is None or ("cannot" in end.figures and cell.method in bench.BASELINES):
+            self.failures[cell.name] = {**cell._asdict(), "reason": end.reason}
+            self.display.failed(cell, end.reason)
             if cell.method in bench.BASELINES:
                 raise RunFolderError(
-                    f"The baseline {cell.name} could not be built, so nothing can be compared: {process.reason}"
+                    f"The baseline {cell.name} could not be built, so nothing can be compared: {end.reason}"
                 )
         else:
-            record = {**cell._asdict(), **process.figures, "jobs": self.jobs, "key": job.key}
+            record = {**cell._asdict(), **end.figures, "jobs": self.jobs, "key": job.key}
             files.write_text_atomic(self._record(cell), json.dumps(record, indent=1) + "\n")
             self.done[cell.name] = record
             self._tidy(cell)
@@ -337,26 +347,26 @@ class _League:
         return {}
 
 
-class _Process:
-    """A cell's process: started at once, read by a thread; what it says goes to a queue, None when it has ended."""
+class _End(NamedTuple):
+    """How a cell ended: with figures, or for this reason with none."""
 
-    def __init__(self, job: _Job, league: _League, said: queue.Queue[Any]) -> None:
-        self.job = job
-        self.figures: dict[str, Any] | None = None
-        self.reason = ""
-        folder = league.folder / CELLS
-        request = {
-            "recipe": job.recipe.resolved(),
-            "model": league.terms.model,
-            "data": league.terms.data,
-            "target": league.terms.target,
-            "trust": league.trust,
-            "folder": str((folder / job.cell.name).absolute()),
-            "shared": str((league.folder / COMMON).absolute()),
-            "stages": bench.common_stages(job.recipe),
-        }
-        self._log = folder / f"{job.cell.name}.log"
-        with self._log.open("wb") as log:
+    figures: dict[str, Any] | None
+    reason: str
+
+
+class _Worker:
+    """A process that does one cell after the other, read by a thread; what it says goes to a queue.
+
+    Attributes:
+        job: at work; set to None by whoever takes its ``{"ended": _End}`` from the queue.
+        idle: whether it can begin another one.
+    """
+
+    def __init__(self, league: _League, said: queue.Queue[Any]) -> None:
+        self.job: _Job | None = None
+        self._league, self._said, self._gone = league, said, False
+        self._log = league.folder / CELLS / WORKERS_LOG
+        with self._log.open("ab") as log:
             self._child = subprocess.Popen(
                 COMMAND,
                 stdin=subprocess.PIPE,
@@ -368,34 +378,63 @@ class _Process:
                 encoding="utf-8",
             )
         self._input, self._output = cast(TextIO, self._child.stdin), cast(TextIO, self._child.stdout)
-        self._input.write(json.dumps(request) + "\n")
-        self._input.flush()
-        threading.Thread(target=self._listen, args=(said,), daemon=True).start()
+        threading.Thread(target=self._listen, daemon=True).start()
 
-    def _listen(self, said: queue.Queue[Any]) -> None:
+    @property
+    def idle(self) -> bool:
+        return self.job is None and not self._gone
+
+    def begin(self, job: _Job) -> None:
+        """Have a cell built."""
+        league, folder = self._league, self._league.folder / CELLS
+        self.job, self._log = job, folder / f"{job.cell.name}.log"
+        request = {
+            "recipe": job.recipe.resolved(),
+            "model": league.terms.model,
+            "data": league.terms.data,
+            "target": league.terms.target,
+            "trust": league.trust,
+            "folder": str((folder / job.cell.name).absolute()),
+            "shared": str((league.folder / COMMON).absolute()),
+            "stages": bench.common_stages(job.recipe),
+            "log": str(self._log.absolute()),
+        }
+        with contextlib.suppress(BrokenPipeError):  # it died idle, and says so itself
+            self._input.write(json.dumps(request) + "\n")
+            self._input.flush()
+
+    def _listen(self) -> None:
+        figures, reason = None, ""
         for line in self._output:
             message = json.loads(line)
             if "figures" in message:
-                self.figures = message["figures"]
+                figures = message["figures"]
             elif "cannot" in message:
-                self.figures = {"cannot": message["cannot"]}
+                figures = {"cannot": message["cannot"]}
             elif "error" in message:
-                self.reason = message["error"]
+                reason = message["error"]
+            elif "ended" in message:
+                self._said.put((self, {"ended": self._end(figures, reason, message["ended"])}))
+                figures, reason = None, ""
             else:
-                said.put((self, message))
-        code = self._child.wait()
-        if self.figures is None and not self.reason:
-            self.reason = f"its process ended with {_why(code)}; what it said is in {self._log}"
-        said.put((self, None))
+                self._said.put((self, message))
+        self._gone = True
+        self._said.put((self, {"ended": self._end(figures, reason, self._child.wait())}))
+
+    def _end(self, figures: dict[str, Any] | None, reason: str, code: int) -> _End:
+        if figures is None and not reason:
+            reason = f"its process ended with {_why(code)}; what it said is in {self._log}"
+        return _End(figures, reason)
 
     def stop(self) -> None:
-        """End the process, and wait for that; what it has finished stays."""
+        """End the process, and the cell that it is at; what that has finished stays."""
         with contextlib.suppress(OSError):  # it has ended already
             self._input.close()
         try:
             self._child.wait(LEAVE_S)
         except subprocess.TimeoutExpired:
-            self._child.kill()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._child.pid, signal.SIGKILL)
             self._child.wait()
 
 

@@ -25,34 +25,41 @@ FAKE = """
 import json, os, sys, time
 from pathlib import Path
 
-request = json.loads(sys.stdin.readline())
-name = request["recipe"]["name"]
-with open("begun.log", "a") as log:
-    log.write(name + chr(10))
-folder = Path(request["folder"])
-(folder / "stages").mkdir(parents=True, exist_ok=True)
-metric = {"name": "accuracy", "higher_is_better": True, "split": "test", "samples": 8}
-(folder / "report.json").write_text(json.dumps({"metric": metric, "target_title": "a board"}))
-
 def say(**message):
     print(json.dumps(message), flush=True)
 
-say(stage=["train", 1, 2])
-say(step=[1, 4, "epochs"], values={"loss": 0.5})
-time.sleep(float(os.environ.get("FAKE_SLEEP", 0)))
-deed = os.environ.get("FAKE_" + request["recipe"]["name"].replace("-", "_").replace(".", "_"), "")
-if deed == "die":
-    os.kill(os.getpid(), 9)
-if deed == "exit":
-    sys.exit(7)
-if deed in ("error", "cannot"):
-    say(**{deed: "it would not"})
-    sys.exit()
-size = 1000 if request["recipe"].get("method") is None else 400
-one = {"metric": 0.9, "size_bytes": size, "size_gzip_bytes": size, "params": 1, "macs": 5, "sparsity": 0.5,
-       "latency": {"ms": 1.0}}
-say(figures={**one, "float": one, "dense_int8": one, "training_s": 1.0, "seconds": 2.0, "epochs": {"train": 1},
-             "int8": True, "zeros_match": True})
+def cell(request):
+    name = request["recipe"]["name"]
+    with open("begun.log", "a") as log:
+        log.write(name + chr(10))
+    with open("workers.log", "a") as log:
+        log.write(str(os.getpid()) + chr(10))
+    folder = Path(request["folder"])
+    (folder / "stages").mkdir(parents=True, exist_ok=True)
+    metric = {"name": "accuracy", "higher_is_better": True, "split": "test", "samples": 8}
+    (folder / "report.json").write_text(json.dumps({"metric": metric, "target_title": "a board"}))
+    say(stage=["train", 1, 2])
+    say(step=[1, 4, "epochs"], values={"loss": 0.5})
+    time.sleep(float(os.environ.get("FAKE_SLEEP", 0)))
+    deed = os.environ.get("FAKE_" + name.replace("-", "_").replace(".", "_"), "")
+    if deed == "die":
+        os.kill(os.getpid(), 9)
+    if deed == "exit":
+        sys.exit(7)
+    if deed.startswith("ended"):
+        return say(ended=int(deed.partition(" ")[2]))
+    if deed in ("error", "cannot"):
+        say(**{deed: "it would not"})
+        return say(ended=1)
+    size = 1000 if request["recipe"].get("method") is None else 400
+    one = {"metric": 0.9, "size_bytes": size, "size_gzip_bytes": size, "params": 1, "macs": 5, "sparsity": 0.5,
+           "latency": {"ms": 1.0}}
+    say(figures={**one, "float": one, "dense_int8": one, "training_s": 1.0, "seconds": 2.0, "epochs": {"train": 1},
+                 "int8": True, "zeros_match": True})
+    say(ended=0)
+
+for line in sys.stdin:
+    cell(json.loads(line))
 """
 
 
@@ -129,13 +136,28 @@ def test_a_method_that_fails_is_told_and_tried_again(league, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("deed", "words"), [("die", "signal 9, as it does when memory"), ("exit", "exit code 7; what it")]
+    ("deed", "words", "workers"),
+    [
+        ("die", "signal 9, as it does when memory", 2),
+        ("exit", "exit code 7; what it", 2),
+        ("ended -9", "signal 9, as it does when memory", 1),
+        ("ended 7", "exit code 7; what it said is in league/cells/one-shot-0.9-seed0.log", 1),
+    ],
 )
-def test_a_process_that_dies_takes_nobody_with_it(league, monkeypatch, deed, words):
+def test_a_process_that_dies_takes_nobody_with_it(league, monkeypatch, deed, words, workers):
+    """Neither a cell's own nor the worker's, in whose place another one comes."""
     monkeypatch.setenv("FAKE_one_shot_0_9_seed0", deed)
     result = league(methods=["one-shot", "fine-tune"])
     assert words in result["failures"][0]["reason"]
     assert "fine-tune" in {cell["method"] for cell in result["cells"]}
+    assert len(set(Path("workers.log").read_text().split())) == workers
+
+
+def test_a_worker_does_one_cell_after_the_other(league, monkeypatch):
+    monkeypatch.setenv("FAKE_SLEEP", "0.1")
+    league(seeds=[0, 1, 2], jobs=2)
+    done = Path("workers.log").read_text().split()
+    assert len(done) == 9 and len(set(done)) == 2
 
 
 def test_what_the_model_cannot_lose_is_a_finding_not_a_failure(league, monkeypatch):

@@ -352,6 +352,26 @@ def test_a_converter_that_died_waiting_is_replaced(tmp_path):
         assert converter._child is not dead
 
 
+@pytest.mark.parametrize("how", ["alive", "dead", "gone"])
+def test_a_fork_of_the_process_that_started_a_converter_may_use_it(made, tmp_path, how):
+    """Who did not start it cannot learn how it died: it is not asked, or asks one of its own."""
+    from edgeprune.keras import conversion
+
+    conversion.prewarm()
+    waiting = conversion._spare.waiting[-1]
+    waiting._starter = 0
+    with conversion.Converter(tmp_path / "log") as converter:
+        if how != "alive":
+            os.kill(waiting.process.pid, signal.SIGKILL)
+        if how == "gone":
+            os.waitpid(waiting.process.pid, 0)
+        converter.convert(made.folder / "quantized", tmp_path / "x.tflite")
+        assert (converter._child is waiting) == (how == "alive")
+        assert converter._child.own == (how != "alive")
+        waiting._starter = os.getpid()
+    assert (tmp_path / "x.tflite").stat().st_size > 0
+
+
 def test_nothing_of_tensorflow_reaches_the_terminal(made, converter, tmp_path, capfd):
     converter.convert(made.folder / "quantized", tmp_path / "x.tflite")
     assert capfd.readouterr() == ("", "")

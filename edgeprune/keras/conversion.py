@@ -146,6 +146,8 @@ class Converter:
             ConversionError: it was not; unless the converter just refused, its process is gone.
         """
         self._child = child = self._child or _Child()
+        if not child.own and not child.alive():
+            self._child = child = _Child()
         try:
             answer = child.ask(request, self.timeout_s)
         except TimeoutError as error:
@@ -155,6 +157,9 @@ class Converter:
                 f"{_tail(self._lose())} (all of it: {self.log})"
             ) from error
         except EOFError as error:
+            if not child.own:  # how it died, only who started it learns: ask one of our own
+                self._lose()
+                return self._ask(request, saved_model, facts)
             raise ConversionError(
                 _death(child.process.returncode, self._lose(), saved_model, self.log, facts)
             ) from error
@@ -191,9 +196,17 @@ def convert(
         )
 
 
-def prewarm() -> None:
-    """Start a process for the next `Converter` now: it loads TensorFlow (3 to 5 s) while something else is done."""
-    _spare.fill()
+def prewarm(count: int = 1) -> None:
+    """Start processes for the next `Converter`s now: they load TensorFlow (3 to 5 s) while something else is done.
+
+    A fork of this process may use them, while this one waits for its end.
+    """
+    _spare.fill(count)
+
+
+def drop() -> None:
+    """End the processes that wait."""
+    _spare.drop()
 
 
 class _Child:
@@ -201,6 +214,7 @@ class _Child:
 
     def __init__(self) -> None:
         self.idle = True
+        self._starter = os.getpid()
         self._said = tempfile.TemporaryFile()  # noqa: SIM115 - closed with this object
         self._told = 0  # bytes of it that `said` has returned
         self.process = subprocess.Popen(
@@ -211,6 +225,21 @@ class _Child:
             env=os.environ | _ENVIRONMENT,
             start_new_session=True,  # Ctrl-C is for the parent alone, which then ends this one
         )
+
+    @property
+    def own(self) -> bool:
+        """Whether this very process started it; else the one did that this one was forked from."""
+        return os.getpid() == self._starter
+
+    def alive(self) -> bool:
+        """Whether it has not ended, as far as can be known."""
+        if self.own:
+            return self.process.poll() is None
+        try:
+            os.kill(self.process.pid, 0)
+        except ProcessLookupError:
+            return False
+        return True
 
     def ask(self, request: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
         """Send a request and wait for the answer.
@@ -228,7 +257,8 @@ class _Child:
             return answer
         except (BrokenPipeError, EOFError) as error:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(5)  # its exit status says how it died
+                if self.own:
+                    self.process.wait(5)  # its exit status says how it died
             raise EOFError from error
 
     def said(self) -> str:
@@ -241,8 +271,12 @@ class _Child:
     def end(self) -> None:
         """Kill the process if it still lives."""
         self.idle = False
-        self.process.kill()
-        self.process.wait()
+        if self.own:
+            self.process.kill()
+            self.process.wait()
+        else:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.process.pid, signal.SIGKILL)
         for name in ("stdin", "stdout"):
             with contextlib.suppress(OSError):  # an unwritten request is lost with the process
                 self._pipe(name).close()
@@ -270,21 +304,28 @@ class _Spare:
         self.waiting: list[_Child] = []
         atexit.register(self.drop)
 
-    def fill(self) -> None:
-        if not self.waiting:
+    def fill(self, count: int) -> None:
+        known, self.waiting = self.waiting, []
+        for child in known:
+            child.said()  # belongs to an earlier model
+            if child.alive():
+                self.waiting.append(child)
+            else:
+                child.end()
+        while len(self.waiting) < count:
             self.waiting.append(_Child())
 
     def take(self) -> _Child:
         while self.waiting:
             child = self.waiting.pop()
-            if child.process.poll() is None:
+            if child.alive():
                 return child
             child.end()  # it died waiting
         return _Child()
 
     def give(self, child: _Child) -> None:
         """Keep a process that has nothing to do; end it if enough wait already, or it is still at work."""
-        if len(self.waiting) < SPARES and child.idle and child.process.poll() is None:
+        if len(self.waiting) < SPARES and child.idle and child.alive():
             self.waiting.append(child)
         else:
             child.end()

@@ -183,11 +183,19 @@ def check_epochs(found: Iterable[Cell], terms: Terms) -> None:
 
 
 def _fitting(plain: Recipe, overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """The overrides whose stage the recipe has."""
-    labels = {spec.label for spec in plain.stages}
-    return {
-        key: value for key, value in overrides.items() if not key.startswith("stages.") or key.split(".")[1] in labels
-    }
+    """The overrides whose stage the recipe has, unless they say nothing there: counts of channels where weights get gates."""
+    stages = {spec.label: spec for spec in plain.stages}
+
+    def fits(key: str) -> bool:
+        if not key.startswith("stages."):
+            return True
+        _, label, option, *_ = [*key.split("."), ""]
+        if label not in stages:
+            return False
+        idle = getattr(registry.module("stages", stages[label].stage), "idle", None)
+        return idle is None or option not in idle(stages[label].options)
+
+    return {key: value for key, value in overrides.items() if fits(key)}
 
 
 def shared_epochs(loaded: Recipe, total: int, trained: bool) -> dict[str, int]:

@@ -15,12 +15,12 @@ from typing import Any
 
 from edgeprune import files, forecast, progress, registry
 from edgeprune.errors import DeviceError, RecipeError, TargetError
-from edgeprune.gate_options import Options
+from edgeprune.gate_options import OF_CHANNELS, Options
 from edgeprune.pipeline import State
 from edgeprune.report_view import big
 from edgeprune.target import Target
 
-__all__ = ["Options", "barred", "check", "run"]
+__all__ = ["Options", "barred", "check", "idle", "run"]
 
 MODEL, MASKS, RECORD = "model.keras", "masks.npz", "record.json"
 
@@ -28,6 +28,11 @@ MODEL, MASKS, RECORD = "model.keras", "masks.npz", "record.json"
 def barred(options: Options) -> tuple[str, ...]:
     """Stages that may not come after this one: no channel may go of masked kernels."""
     return ("shrink",) if options.granularity == "weight" else ()
+
+
+def idle(options: Options) -> tuple[str, ...]:
+    """Options that may not be given beside these, since they would say nothing."""
+    return OF_CHANNELS if options.granularity == "weight" else ("scope",)
 
 
 def check(label: str, options: Options, target: Target) -> None:

@@ -129,6 +129,13 @@ def test_overrides_go_to_the_recipes_that_have_the_stage():
     assert {loaded.file.data.validation for loaded in (gradual, plain)} == {0.2}
 
 
+def test_overrides_pass_by_where_they_would_say_nothing():
+    terms = TERMS._replace(overrides={"stages.gate.multiples": 1, "stages.gate.scope": "network"})
+    channels, weights = (bench.settled(Cell(name, 0.5, 0), terms).stages[1].options for name in ("l0-channels", "l0"))
+    assert (channels.multiples, channels.scope) == (1, None)
+    assert (weights.multiples, weights.scope) == (None, "network")
+
+
 # Arithmetic
 
 

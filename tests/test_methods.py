@@ -37,6 +37,14 @@ def test_every_aim_takes_what_the_league_asks(name):
     assert method.aim is None or method.stays == (method.aim.rpartition(".")[2] in ("macs", "params"))
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_methods_leave_any_count_of_channels_as_their_papers_do(name):
+    """In the target's multiples a network with layers of six channels could hardly lose any."""
+    for spec in recipe.load(name).stages:
+        if spec.stage == "shrink" or (spec.stage == "gate" and spec.options.granularity == "channel"):
+            assert spec.options.multiples == 1
+
+
 def test_no_recipe_has_the_name_of_a_method():
     assert not set(METHODS) & set(registry.names("recipes"))
 

@@ -2,7 +2,7 @@
 
 A process each, so that no method can break another one, and every build starts from the same state, which is what makes its
 bytes the same whichever were run before. They are forked from one process, which has loaded TensorFlow and done nothing with it,
-and has converter processes waiting: on a small network, to load these takes longer than all else but training.
+and has a converter waiting: on a small network, to load these takes longer than all else but training.
 
 Requests come as lines of JSON on standard input; what happens is told as lines of JSON on standard output; all else that
 anybody prints goes to a build's log. Everything ends when the input does: a league that was killed leaves no build behind, and
@@ -108,12 +108,12 @@ def main() -> None:
 
 
 def _load() -> None:
-    """Load what every build loads, and have converters waiting. On Linux alone: elsewhere a fork of it may crash."""
+    """Load what every build loads, and have a converter waiting. On Linux alone: elsewhere a fork of it may crash."""
     if sys.platform == "linux":
         with contextlib.suppress(EdgepruneError):  # what cannot be had, the build will say
             from edgeprune.keras import conversion, keras3, tfmot  # noqa: F401
 
-            conversion.prewarm(conversion.SPARES)
+            conversion.prewarm()
             keras3.keras3()
 
 

@@ -25,6 +25,8 @@ from edgeprune.validation import Strict
 
 CALIBRATION_MACS, LEAST_SAMPLES = 5 * 10**10, 32
 SHOWN = 8  # violations, in a message
+MACS_PER_S = 5e8  # of the converter, which runs calibration samples one by one
+LOAD_S = 5.0  # until a second converter has loaded TensorFlow
 LOGS = ("converter.log", "reference.log")  # of the model's converter, and of the float reference's
 
 
@@ -52,7 +54,9 @@ class Options(Strict):
 
 
 def run(state: State, options: Options) -> State:
-    """Export, then have two child processes convert: a converter that crashes cannot take us with it.
+    """Export, then have child processes convert: a converter that crashes cannot take us with it.
+
+    One, and a second one for the float reference's files if calibrating these takes longer than to start it.
 
     Raises:
         ConversionError: there is no final file, or it is not int8 throughout and the options require it.
@@ -65,9 +69,13 @@ def run(state: State, options: Options) -> State:
         pool = stack.enter_context(
             ThreadPoolExecutor(2)
         )  # left last: an interrupt ends the children, and so the threads
-        converters = [stack.enter_context(conversion.Converter(work / log, options.timeout_s)) for log in LOGS]
-        sources = _exported(state)  # while the children load TensorFlow
+        converters = [stack.enter_context(conversion.Converter(work / LOGS[0], options.timeout_s))]
+        sources = _exported(state)  # while the child loads TensorFlow
         groups = _jobs(state, options, sources)
+        if sources.macs * _samples(state, options, sources.macs) / MACS_PER_S > LOAD_S:
+            converters.append(stack.enter_context(conversion.Converter(work / LOGS[1], options.timeout_s)))
+        else:
+            groups = (groups[0] + groups[1],)
         jobs = [pool.submit(_convert, *pair) for pair in zip(converters, groups, strict=True)]
         compressed, notes = _compressed(state)  # while the children convert
         for done in as_completed(jobs):
@@ -168,7 +176,7 @@ def _exported(state: State) -> _Sources:
     return _Sources({**found, "exported": export.save(model, state.workspace / "exported")}, rewrites, macs)
 
 
-def _jobs(state: State, options: Options, sources: _Sources) -> tuple[tuple[_Job, ...], tuple[_Job, ...]]:
+def _jobs(state: State, options: Options, sources: _Sources) -> tuple[tuple[_Job, ...], ...]:
     """What to make of the model, and what to make of the float reference."""
     work, exported = state.workspace, sources.folders
     ranges = {"representative": _representative(state, options, sources.macs)}
@@ -186,12 +194,14 @@ def _jobs(state: State, options: Options, sources: _Sources) -> tuple[tuple[_Job
 
 
 def _representative(state: State, options: Options, macs: int) -> Any:
-    """Model inputs that set the ranges, evenly out of the calibration samples; for several inputs by their names.
+    """Model inputs that set the ranges, evenly out of the calibration samples; for several inputs by their names."""
+    return state.run.data.calibration.evenly(_samples(state, options, macs)).inputs()
 
-    The converter runs them one by one, some 5e8 multiply-accumulates a second: 256 samples of a ResNet-50 take minutes.
-    """
+
+def _samples(state: State, options: Options, macs: int) -> int:
+    """How many samples set the ranges: 256 of a ResNet-50 would take the converter minutes."""
     count = options.calibration_samples or max(LEAST_SAMPLES, CALIBRATION_MACS // max(1, macs))
-    return state.run.data.calibration.evenly(count).inputs()
+    return min(count, len(state.run.data.calibration))
 
 
 def _require_int8(path: Path, io: str) -> None:

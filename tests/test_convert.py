@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from keras_models import layers, run
@@ -44,6 +46,22 @@ def test_a_model_that_no_stage_has_prepared_is_prepared(two):
     assert "gru" in [layer for rewrite in two.facts["rewrites"] for layer in rewrite["layers"]]
     assert tflite.int8_violations(tflite.read(two.path("final")), "uint8") == ()
     assert {"final", "dense_int8", "float_tflite", "reference", "exported"} <= set(two.files)
+
+
+@pytest.mark.parametrize(("load_s", "processes"), [(convert.LOAD_S, 1), (0.0, 2)])
+def test_a_second_process_helps_where_calibrating_takes_longer_than_to_start_it(two, monkeypatch, load_s, processes):
+    from edgeprune.keras import conversion
+
+    started, given = [], conversion.Converter
+    monkeypatch.setattr(conversion, "Converter", lambda *words: started.append(words) or given(*words))
+    monkeypatch.setattr(convert, "LOAD_S", load_s)
+    options = convert.Options(io="uint8", require_int8=True)
+    workspace = two.run.folder / f"with-{processes}"
+    workspace.mkdir()
+    again = convert.run(replace(two, workspace=workspace), options)
+    assert len(started) == processes
+    for role in ("final", "dense_int8", "float_tflite"):
+        assert again.path(role).read_bytes() == two.path(role).read_bytes()
 
 
 def test_the_compressed_model_is_there_for_keras_3(two):

@@ -283,13 +283,14 @@ def figures(report: Mapping[str, Any]) -> dict[str, Any]:
         ``metric``, ``size_bytes``, ``size_gzip_bytes``, ``params``, ``macs``, ``sparsity`` and ``latency`` of the final file,
         ``dense_int8`` and ``float`` with the same of those; ``training_s``: seconds of all epochs, validation included;
         ``seconds``: of all stages; ``epochs``: label -> how many; ``int8`` and ``zeros_match``: whether these are proven (None:
-        there was nothing to prove).
+        there was nothing to prove); where a stage compared lottery tickets, ``tickets``: kind -> metric on the validation split.
     """
     candidates = report["candidates"]
     kept = ("metric", "size_bytes", "size_gzip_bytes", "params", "macs", "sparsity", "latency")
     roles = {role: {key: found[key] for key in kept if key in found} for role, found in candidates.items()}
     history = {label: block.get("epochs", []) for label, block in report.get("history", {}).items()}
     verified = report.get("verify") or {}
+    tickets = [block["tickets"] for block in report.get("sparsify", {}).values() if "tickets" in block]
     return {
         **roles["final"],
         "float": roles.get("float"),
@@ -299,6 +300,7 @@ def figures(report: Mapping[str, Any]) -> dict[str, Any]:
         "epochs": {label: len(epochs) for label, epochs in history.items()},
         "int8": (verified.get("int8") or {}).get("holds"),
         "zeros_match": verified.get("zeros_match"),
+        **({"tickets": tickets[-1]} if tickets else {}),
     }
 
 

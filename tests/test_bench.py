@@ -233,6 +233,9 @@ def test_a_report_becomes_figures():
         "int8": True,
         "zeros_match": None,
     }
+    found = {"ticket": 0.9, "random": 0.8}
+    assert bench.figures({**report, "sparsify": {"sparsify": {"tickets": found}}})["tickets"] == found
+    assert "tickets" not in bench.figures({**report, "sparsify": {"sparsify": {"rounds": 1}}})
 
 
 # What is shown

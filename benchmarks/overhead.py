@@ -1,15 +1,14 @@
-"""What the methods that act while a network trains cost: seconds of an epoch, against plain training.
+"""What the methods that act while a network trains cost: the time of a step against plain training, and of an update of the masks.
 
-    python benchmarks/overhead.py [--networks lenet5,resnet8] [--methods rigl,l0]
+    python benchmarks/overhead.py [--networks lenet5,resnet8] [--turns 10]
 
-Every method's own stage trains a network with weights for a few epochs through the pipeline, as in a build: callbacks, mask updates,
-checkpoints and all. Between the methods, again and again, the stage `train` trains the same network as long, and `quantize` does
-for methods that act on fake quantizers. The fastest epoch of each counts, the first, in which the step is compiled, left out; the
-samples are noise. Masks are updated once in an epoch of 64 steps: at a hundred updates in all, a run of 30 epochs of CIFAR-10 has
-one in 470. Methods whose own epochs are plain training, with a mask at most (fine-tuning, rewinding, pruning before
-training, removing channels), stand as `fine-tune`.
+Every method's own stage prepares the network as in a build, up to the moment when it would train: with wrappers, masks, gates, a
+penalty, callbacks. Then all of them train in turns, some steps each, beside the plain network and one with fake quantizers, and the
+fastest turn of each counts: a machine's moods last longer than a turn. What decides about masks between steps is called by itself,
+and its smallest time is given in steps: a run has a hundred such updates, or fewer. Methods whose own epochs are plain training
+with a mask (fine-tuning, rewinding, pruning before training) stand as `fine-tune`; those that train a cut network cost nothing.
 
-Wants a machine that does nothing else; the load is noted. Writes benchmarks/results/overhead.json; what is there is not done again.
+Wants a machine that does nothing else; the load is noted. Writes benchmarks/results/overhead.json.
 """
 
 from __future__ import annotations
@@ -18,71 +17,117 @@ import argparse
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-import records
+import training_steps
 
 from edgeprune import api, files, recipe, registry
+from edgeprune.errors import CutError, RecipeError
 from edgeprune.progress import Silent
 
 RESULTS = Path(__file__).parent / "results" / "overhead.json"
 METHODS = (
-    *(
-        "fine-tune",
-        "gradual-reactivation",
-        "rigl",
-        "set",
-        "tfmot-gradual",
-        "block",
-        "two-of-four-gradual",
-        "soft-filter",
-    ),
-    *(
-        "l1",
-        "elastic-net",
-        "reweighted-l1",
-        "growing",
-        "sparse-group-lasso",
-        "group-lasso",
-        "growing-channels",
-        "slimming",
-    ),
+    *("fine-tune", "gradual-reactivation", "rigl", "set", "soft-filter", "tfmot-gradual", "block", "two-of-four"),
+    *("l1", "elastic-net", "reweighted-l1", "growing", "sparse-group-lasso"),
+    *("group-lasso", "growing-channels", "slimming"),
     *("l0", "learned-masks", "movement", "soft-threshold", "variational-dropout", "targeted-dropout"),
     *("l0-channels", "learned-masks-channels", "learned-masks-latency", "targeted-dropout-channels", "attention"),
     *("cluster", "prune-while-qat"),
 )
 BASELINES = {"train": "dense-ptq", "quantize": "dense"}  # stage -> whose recipe has it
-SHARE = 0.8
-SETTINGS = {"batch_size": 32, "steps": 64, "epochs": 4}
+AGAINST = {"prune-while-qat": "quantize"}  # the others: train
+SHARE = {"weights": 0.8, "channels": 0.5}  # that goes
+SAMPLES, UPDATES = 1280, 5
+
+
+class Ready(NamedTuple):
+    """What a stage was about to train.
+
+    Attributes:
+        model: with all that the method wraps it in.
+        prepare: begins its training: attaches its penalty.
+        updates: callbacks that decide between steps.
+    """
+
+    model: Any
+    prepare: training_steps.Prepare
+    updates: list[Any]
+
+
+class _Caught(BaseException):
+    """Ends a build where it would train."""
+
+    def __init__(self, ready: Ready) -> None:
+        super().__init__()
+        self.ready = ready
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--networks", default="lenet5,resnet8", help="names of `edgeprune list models`")
     parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--steps", type=int, default=16, help="of one turn")
+    parser.add_argument("--turns", type=int, default=10)
     parser.add_argument("--results", type=Path, default=RESULTS)
     given = parser.parse_args()
-    record = records.opened(given.results, __doc__, SETTINGS)
-    for network in given.networks.split(","):
-        found = record.setdefault("networks", {}).setdefault(network, {"plain": {}, "methods": {}})
-        with tempfile.TemporaryDirectory() as folder:
-            run = _Run(network, Path(folder))
-            for method in given.methods.split(","):
-                if method not in found["methods"]:
-                    against = "quantize" if method == "prune-while-qat" else "train"
-                    plain = [run.seconds(BASELINES[against], against)]
-                    row = {"seconds": run.seconds(method), "against": against, "load": round(os.getloadavg()[0], 2)}
-                    plain.append(run.seconds(BASELINES[against], against))
-                    row["plain"] = min(plain)
-                    found["methods"][method] = row | {"more": round(row["seconds"] / row["plain"] - 1, 3)}
-                    files.write_text_atomic(given.results, json.dumps(record, indent=1) + "\n")
-                    print(network, method, found["methods"][method], flush=True)
+    record = {"batch": training_steps.BATCH, "steps": given.steps, "turns": given.turns, "cpus": os.cpu_count()}
+    found = {
+        name: _measured(name, given.methods.split(","), given.steps, given.turns) for name in given.networks.split(",")
+    }
+    files.write_text_atomic(given.results, json.dumps({**record, "networks": found}, indent=1) + "\n")
 
 
-class _Run:
+def _measured(network: str, methods: list[str], steps: int, turns: int) -> dict[str, Any]:
+    """Milliseconds of a plain step; what each method takes more, as a share of its baseline's; updates, in plain steps."""
+    ready: dict[str, Ready] = {}
+    rows: dict[str, dict[str, Any]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        place = _Place(network, Path(folder))
+        for stage, name in BASELINES.items():
+            ready[stage] = place.ready(name, stage)
+        for method in methods:
+            try:
+                ready[method] = place.ready(method)
+            except (CutError, RecipeError) as error:  # slimming without BatchNormalization
+                rows[method] = {"cannot": str(error)}
+        models = {name: one.model for name, one in ready.items()}
+        prepare = {name: one.prepare for name, one in ready.items()}
+        best = training_steps.fastest(models, steps, turns, prepare)
+        plain = best["train"]
+        for method in methods:
+            if method in ready:
+                rows[method] = best[method].more_than(best[AGAINST.get(method, "train")])
+                update = [_update(ready[method].model, callback) for callback in ready[method].updates]
+                if update:
+                    rows[method]["update_steps"] = round(sum(update) / plain.wall, 2)
+    return {
+        "params": place.params,
+        "load": round(os.getloadavg()[0], 2),
+        "plain": plain.milliseconds(),
+        "quantized": best["quantize"].more_than(plain),
+        "methods": {method: rows[method] for method in methods},
+    }
+
+
+def _update(model: Any, callback: Any) -> float:
+    """Seconds of one update, the fastest of some."""
+    from edgeprune.keras import keras
+
+    optimizer = keras.optimizers.Adam(1e-3)
+    optimizer.build(model.trainable_variables)
+    model.optimizer = optimizer
+    due, taken = callback._due[-UPDATES - 1 :], []
+    for count in due:
+        began = time.monotonic()
+        callback._decide(count, optimizer)
+        taken.append(time.monotonic() - began)
+    return min(taken[1:]) if len(taken) > 1 else 0.0
+
+
+class _Place:
     """One network with weights, and noise to train it on."""
 
     def __init__(self, network: str, folder: Path) -> None:
@@ -90,35 +135,49 @@ class _Run:
 
         self.folder = folder
         model = registry.module("models", network).build()
+        self.params = int(model.count_params())
         self.file = intake.save(model, folder / "given.keras")
-        random, count = np.random.default_rng(0), SETTINGS["batch_size"] * SETTINGS["steps"]
-        x = random.integers(0, 255, (round(count / 0.9) + 64, *model.input_shape[1:]), dtype=np.uint8)
-        y = random.integers(0, model.output_shape[-1], len(x))
+        random = np.random.default_rng(0)
+        x = random.integers(0, 255, (SAMPLES, *model.input_shape[1:]), dtype=np.uint8)
+        y = random.integers(0, model.output_shape[-1], SAMPLES)
         self.data = (x[:-64], y[:-64]), (x[-64:], y[-64:])
 
-    def seconds(self, method: str, stage: str | None = None) -> float:
-        """Of the fastest epoch of a method's own stage, or of the named one."""
+    def ready(self, method: str, stage: str | None = None) -> Ready:
+        """What a method's own stage, or the named one, would train."""
+        from edgeprune.keras import graph, keras, penalised, sparse_training, training
+
         chosen = recipe.load(method)
         label = stage or _own(chosen)
-        words = chosen.resolved()["stages"]
-        options: dict[str, Any] = {**words[label], "epochs": SETTINGS["epochs"], "batch_size": SETTINGS["batch_size"]}
-        if "tune" in options:
-            options["tune"] = 0.0  # epochs of plain training at the end
-        for updated in (options, options.get("prune") or {}):
-            if "frequency" in updated:
-                updated["frequency"] = SETTINGS["steps"]
-        if label == "train":
-            options["when"] = "always"
-        plain = {
-            "name": method,
-            "data": {"validation": 0.1, "calibration": 32},
-            "stages": {label: _asked(chosen, label, options)},
-        }
-        out = self.folder / "run"
-        api.build(str(self.file), self.data, recipe=plain, out=out, force=True, progress=Silent())
-        state = json.loads((out / "stages" / f"1-{label}" / "state.json").read_text(encoding="utf-8"))
-        epochs = state["facts"]["history"][label]["epochs"]
-        return float(min(epoch["seconds"] for epoch in epochs[1:]))
+        options = _asked(chosen, label)
+        words = {"name": method, "data": {"calibration": 64}, "stages": {label: options}}
+
+        def caught(
+            model: Any, state: Any, options: Any, goal: Any, callbacks: Any = (), *_: Any, **__: Any
+        ) -> list[Any]:
+            penalty = options.penalty
+
+            def begin(model: Any, optimizer: Any) -> None:
+                for layer in model.layers:
+                    if hasattr(layer, "pruning_step"):  # TFMOT's callback would count it on
+                        layer.pruning_step.assign(1)
+                if penalty:
+                    penalised.attach(model, optimizer, penalty, 1000, label)
+
+            if penalty:
+                tried, optimizer = graph.rebuild(model), keras.optimizers.Adam()
+                optimizer.build(tried.trainable_variables)
+                begin(tried, optimizer)  # which refuses what it cannot be of
+            updates = [one for one in callbacks if isinstance(one, sparse_training.Updates) and len(one._due) > 1]
+            raise _Caught(Ready(model, begin, updates))
+
+        given, training.fit = training.fit, caught
+        try:
+            api.build(str(self.file), self.data, recipe=words, out=self.folder / method, force=True, progress=Silent())
+        except _Caught as found:
+            return found.ready
+        finally:
+            training.fit = given
+        raise RecipeError(f"{method}: stages.{label} trains nothing")
 
 
 def _own(chosen: recipe.Recipe) -> str:
@@ -132,19 +191,19 @@ def _own(chosen: recipe.Recipe) -> str:
     )
 
 
-def _asked(chosen: recipe.Recipe, label: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The stage's options with the share that all are asked for, where they say it in this stage."""
+def _asked(chosen: recipe.Recipe, label: str) -> dict[str, Any]:
+    """The stage's options, with the share that all are asked for where they say it in this stage."""
+    options: dict[str, Any] = chosen.resolved()["stages"][label]
+    if label == "train":
+        options["when"] = "always"
     about = chosen.file.method
-    if about is None or about.aim is None or about.aim.split(".")[1] != label:
-        return dict(options)
-    *parents, last = about.aim.split(".")[2:]
-    asked = dict(options)
-    inner = asked
-    for part in parents:
-        inner[part] = dict(inner[part])
-        inner = inner[part]
-    inner[last] = about.asked(SHARE if about.removes == "weights" else 0.5)
-    return asked
+    if about and about.aim and about.aim.split(".")[1] == label:
+        *parents, last = about.aim.split(".")[2:]
+        inner = options
+        for part in parents:
+            inner = inner[part]
+        inner[last] = about.asked(SHARE[about.removes])
+    return options
 
 
 if __name__ == "__main__":

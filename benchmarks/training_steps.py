@@ -1,6 +1,6 @@
 """What a training step costs: networks trained in turns on one batch of noise, of which the smallest time of all turns counts.
 
-No script of its own; `clustering.py` and `penalties.py` use it.
+No script of its own; `clustering.py`, `overhead.py` and `penalties.py` use it.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def _compiled(model: Any, prepare: Prepare | None) -> Callable[[Any], None]:
     def run(count: Any) -> None:
         for _ in tf.range(count):
             with tf.GradientTape() as tape:
-                lost = loss(y, model(x, training=True))
+                lost = loss(y, model(x, training=True)) + sum(model.losses)
             gradients = tape.gradient(lost, model.trainable_variables)
             optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
 

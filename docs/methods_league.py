@@ -50,7 +50,8 @@ def pictures(record: Record) -> dict[str, str]:
 
 def _network(name: str, result: Record) -> str:
     image = f"![{name}: accuracy against compressed size, with the Pareto front](pictures/{_picture_name(name)})"
-    parts = [f"### {name}", bench_view.summary(result), image if len(result["rows"]) > 2 else ""]
+    drawn = f" Trained on {result['train']:,} samples, validation included, drawn once." if "train" in result else ""
+    parts = [f"### {name}", bench_view.summary(result) + drawn, image if len(result["rows"]) > 2 else ""]
     for section in bench_view.sections(result):
         parts.append(f"#### {section.title}\n\n{_table(result, section)}")
     found = list(_orderings(result))

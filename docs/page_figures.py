@@ -154,6 +154,32 @@ def _penalties_overhead(record: Mapping[str, Any]) -> str:
     return words + table(("penalty", *(f"`{name}`, more processor time" for name in networks)), rows)
 
 
+def _methods_overhead(record: Mapping[str, Any]) -> str:
+    """What a method takes of a training step, and an update of its masks."""
+    networks = record["networks"]
+    rows = [
+        (f"`{method}`", *(cell for found in networks.values() for cell in _overhead_cells(found["methods"][method])))
+        for method in next(iter(networks.values()))["methods"]
+    ]
+    plain = "; ".join(
+        f"`{name}` ({found['params']:,} parameters): {found['plain']['wall_ms']:.1f} ms a plain step, load {found['load']:.1f}"
+        for name, found in networks.items()
+    )
+    words = (
+        f"{record['batch']} samples a step, Adam, {record['cpus']} cores, the fastest of {record['turns']} turns of {record['steps']} steps. "
+        f"{plain}. `prune-while-qat` is compared with training with fake quantizers.\n\n"
+    )
+    head = ("method", *(word for name in networks for word in (f"`{name}`, a step", "an update of the masks")))
+    return words + table(head, rows)
+
+
+def _overhead_cells(row: Mapping[str, Any]) -> tuple[str, str]:
+    if "cannot" in row:
+        return "not possible", ""
+    update = f"{row['update_steps']:.1f} steps" if "update_steps" in row else ""
+    return f"{100 * row['wall']:+.0f} %", update
+
+
 def _surgery_cost(record: Mapping[str, Any]) -> str:
     """Seconds and memory of the analysis and the surgery at full size."""
     rows = [
@@ -359,6 +385,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "methods-league": measured(
         "methods", beside("methods_league", "tables"), "methods_league.py mnist.npz cifar10.npz"
     ),
+    "methods-overhead": measured("overhead", _methods_overhead, "overhead.py"),
     "mlperf-tiny": _mlperf_tiny,
     "penalties-overhead": measured("penalties", _penalties_overhead, "penalties.py"),
     "sensitivity": measured("sensitivity", _sensitivity, "sensitivity.py"),

@@ -42,7 +42,7 @@ from edgeprune.search_space import LATENCY, Candidate, Space, Told
 RESULTS = Path(__file__).parent / "results" / "search_samplers.json"
 WORK = Path(__file__).parents[1] / "build" / "search_samplers"
 TARGET = "rpi4"
-CRITERIA = ("taylor", "l2")
+CRITERIA = ("fisher", "l2")  # as `edgeprune search` has them
 AT = (25, 50, 100, 200)  # trials after which the hypervolume is noted
 HALF = 0.5  # of the uncut network's latency
 ROOM = 0.2  # of what can be cut at all that this leaves at least; else the limit is halfway between the smallest and the uncut network
@@ -69,9 +69,9 @@ class Network(NamedTuple):
 
 
 NETWORKS = {
-    "LeNet-5, MNIST": Network("lenet5", "mnist", 12_000, 4, 3, 1),
-    "ResNet-8, CIFAR-10": Network("resnet8", "cifar10", 20_000, 12, 6),
-    "wide ResNet-8, CIFAR-10": Network("resnet8-wide", "cifar10", 20_000, 12, 6),
+    "LeNet-5, MNIST": Network("lenet5", "mnist", 4_000, 8, 4, 1),
+    "ResNet-8, CIFAR-10": Network("resnet8", "cifar10", 5_000, 12, 6),
+    "wide ResNet-8, CIFAR-10": Network("resnet8-wide", "cifar10", 5_000, 12, 6),
 }
 
 

@@ -166,7 +166,8 @@ def _methods_overhead(record: Mapping[str, Any]) -> str:
         for name, found in networks.items()
     )
     words = (
-        f"{record['batch']} samples a step, Adam, {record['cpus']} cores, the fastest of {record['turns']} turns of {record['steps']} steps. "
+        f"{record['batch']} samples a step, Adam, {record['cpus']} cores, the fastest of {record['turns']} turns of "
+        f"{record['steps']} steps. "
         f"{plain}. `prune-while-qat` is compared with training with fake quantizers.\n\n"
     )
     head = ("method", *(word for name in networks for word in (f"`{name}`, a step", "an update of the masks")))

@@ -140,7 +140,9 @@ class State:
 class Stage(Protocol):
     """A module in ``pipelines/``: ``Options`` (a pydantic class; its fields are the recipe's keys) and ``run``.
 
-    It may have ``check(label, options, target)`` too, which raises what a target cannot do before anything is done.
+    It may have more: ``check(label, options, target)`` raises what a target cannot do before anything is done; ``LAST_OF``, or
+    ``barred(options)``, are the stages that may not come after it; ``idle(options)`` are options that say nothing beside the
+    others; ``SPREADS`` says that its training can be spread over devices.
     """
 
     Options: type[Any]

@@ -195,6 +195,13 @@ def test_a_candidate_is_a_recipe(zeros, way):
     assert order.index("shrink") < order.index("convert")
 
 
+def test_what_is_asked_of_a_recipe_holds_for_its_candidates_too():
+    base = recipe.load("shrink50", {"distribute": "mirrored", "seed": 3, "data.validation": 0.2})
+    given = space()
+    for made in (search_recipes.of(given.whole(), given, base, "one", "qat"), search_recipes.dense(base)):
+        assert (made["distribute"], made["seed"], made["data"]["validation"]) == ("mirrored", 3, 0.2)
+
+
 def test_words_that_mean_nothing_are_refused():
     with pytest.raises(RecipeError, match="'half'"):
         search_recipes.zeros_of("half")

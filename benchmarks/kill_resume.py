@@ -1,7 +1,7 @@
 """Kill a build with SIGKILL at random moments, resume it, and compare the file that comes out with an unbroken build's.
 
     python benchmarks/kill_resume.py --kills 10
-    python benchmarks/kill_resume.py --kills 5 --seed 7 --results benchmarks/results/kill_states.json -- --recipe benchmarks/every_state.yaml
+    python benchmarks/kill_resume.py --kills 5 --seed 7 --results kill_states.json -- --recipe benchmarks/every_state.yaml
     python benchmarks/kill_resume.py --kills 3 -- resnet8.h5 --data cifar10.npz --recipe nm24
 
 Words after ``--`` are those of ``edgeprune build``; without any it is the demo. Every kill has a run folder of its own,

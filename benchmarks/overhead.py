@@ -3,12 +3,13 @@
     python benchmarks/overhead.py [--networks lenet5,resnet8] [--turns 10]
 
 Every method's own stage prepares the network as in a build, up to the moment when it would train: with wrappers, masks, gates, a
-penalty, callbacks. Then all of them train in turns, some steps each, beside the plain network and one with fake quantizers, and the
-fastest turn of each counts: a machine's moods last longer than a turn. What decides about masks between steps is called by itself,
-and its smallest time is given in steps: a run has a hundred such updates, or fewer. Methods whose own epochs are plain training
-with a mask (fine-tuning, rewinding, pruning before training) stand as `fine-tune`; those that train a cut network cost nothing.
+penalty, callbacks. Then all of them train in turns, some steps each, on one thread, beside copies of the plain network and of one
+with fake quantizers, and the fastest turn of each counts: a machine's moods last longer than a turn. What decides about masks
+between steps is called by itself, and its smallest time is given in steps: a run has a hundred such updates, or fewer. Methods
+whose own epochs are plain training with a mask (fine-tuning, rewinding, pruning before training) stand as `fine-tune`; those that
+train a cut network cost nothing.
 
-Wants a machine that does nothing else; the load is noted. Writes benchmarks/results/overhead.json.
+Wants a machine that does nothing else; the load is noted. Writes benchmarks/results/overhead.json, one network after the other.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import records
 import training_steps
 
 from edgeprune import api, files, recipe, registry
@@ -41,6 +43,7 @@ BASELINES = {"train": "dense-ptq", "quantize": "dense"}  # stage -> whose recipe
 AGAINST = {"prune-while-qat": "quantize"}  # the others: train
 SHARE = {"weights": 0.8, "channels": 0.5}  # that goes
 SAMPLES, UPDATES = 1280, 5
+COPIES = 3  # of the plain network: how far they are apart is the noise
 
 
 class Ready(NamedTuple):
@@ -66,6 +69,10 @@ class _Caught(BaseException):
 
 
 def main() -> None:
+    from edgeprune.keras import tf
+
+    tf.config.threading.set_intra_op_parallelism_threads(1)
+    tf.config.threading.set_inter_op_parallelism_threads(1)
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--networks", default="lenet5,resnet8", help="names of `edgeprune list models`")
     parser.add_argument("--methods", default=",".join(METHODS))
@@ -73,11 +80,11 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=10)
     parser.add_argument("--results", type=Path, default=RESULTS)
     given = parser.parse_args()
-    record = {"batch": training_steps.BATCH, "steps": given.steps, "turns": given.turns, "cpus": os.cpu_count()}
-    found = {
-        name: _measured(name, given.methods.split(","), given.steps, given.turns) for name in given.networks.split(",")
-    }
-    files.write_text_atomic(given.results, json.dumps({**record, "networks": found}, indent=1) + "\n")
+    record = records.opened(given.results, __doc__, {"batch": training_steps.BATCH, "threads": 1})
+    for name in given.networks.split(","):
+        found = _measured(name, given.methods.split(","), given.steps, given.turns)
+        record.setdefault("networks", {})[name] = found
+        files.write_text_atomic(given.results, json.dumps(record, indent=1) + "\n")
 
 
 def _measured(network: str, methods: list[str], steps: int, turns: int) -> dict[str, Any]:
@@ -93,23 +100,35 @@ def _measured(network: str, methods: list[str], steps: int, turns: int) -> dict[
                 ready[method] = place.ready(method)
             except (CutError, RecipeError) as error:  # slimming without BatchNormalization
                 rows[method] = {"cannot": str(error)}
-        models = {name: one.model for name, one in ready.items()}
-        prepare = {name: one.prepare for name, one in ready.items()}
+        copies = {
+            f"{stage} {n}": place.ready(name, stage) for stage, name in BASELINES.items() for n in range(1, COPIES)
+        }
+        everything = {**ready, **copies}
+        models = {name: one.model for name, one in everything.items()}
+        prepare = {name: one.prepare for name, one in everything.items()}
         best = training_steps.fastest(models, steps, turns, prepare)
-        plain = best["train"]
+        base = {stage: _median([best[name] for name in best if name.split()[0] == stage]) for stage in BASELINES}
+        plain = base["train"]
         for method in methods:
             if method in ready:
-                rows[method] = best[method].more_than(best[AGAINST.get(method, "train")])
+                rows[method] = best[method].more_than(base[AGAINST.get(method, "train")])
                 update = [_update(ready[method].model, callback) for callback in ready[method].updates]
                 if update:
                     rows[method]["update_steps"] = round(sum(update) / plain.wall, 2)
     return {
         "params": place.params,
+        "steps": steps,
+        "turns": turns,
         "load": round(os.getloadavg()[0], 2),
         "plain": plain.milliseconds(),
-        "quantized": best["quantize"].more_than(plain),
+        "copies": [best[name].more_than(plain) for name in best if name.split()[0] == "train"],
+        "quantized": base["quantize"].more_than(plain),
         "methods": {method: rows[method] for method in methods},
     }
+
+
+def _median(copies: list[training_steps.Seconds]) -> training_steps.Seconds:
+    return training_steps.Seconds(*(float(np.median(side)) for side in zip(*copies, strict=True)))
 
 
 def _update(model: Any, callback: Any) -> float:

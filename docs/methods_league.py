@@ -58,7 +58,7 @@ def _network(name: str, result: Record) -> str:
     if found:
         parts.append(f"#### What papers found, and what is found here\n\n{_lines(ORDERINGS_HEAD, found)}")
     told = [*result["left_out"], *bench_view.failure_words(result)]
-    return "\n\n".join(part.strip() for part in [*parts, " ".join(f"{line.rstrip('.')}." for line in told)] if part)
+    return "\n\n".join(part.strip() for part in [*parts, "\n".join(f"- {line.rstrip('.')}." for line in told)] if part)
 
 
 def _table(result: Record, section: bench_view.Section) -> str:

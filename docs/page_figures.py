@@ -161,17 +161,21 @@ def _methods_overhead(record: Mapping[str, Any]) -> str:
         (f"`{method}`", *(cell for found in networks.values() for cell in _overhead_cells(found["methods"][method])))
         for method in next(iter(networks.values()))["methods"]
     ]
-    plain = "; ".join(
-        f"`{name}` ({found['params']:,} parameters): {found['plain']['wall_ms']:.1f} ms a plain step, load {found['load']:.1f}"
-        for name, found in networks.items()
-    )
+    terms = " ".join(map(_overhead_terms, networks, networks.values()))
     words = (
-        f"{record['batch']} samples a step, Adam, {record['cpus']} cores, the fastest of {record['turns']} turns of "
-        f"{record['steps']} steps. "
-        f"{plain}. `prune-while-qat` is compared with training with fake quantizers.\n\n"
+        f"{record['batch']} samples a step, Adam, {record['threads']} thread. {terms} What is below zero is noise, too. "
+        "`prune-while-qat` is compared with training with fake quantizers.\n\n"
     )
     head = ("method", *(word for name in networks for word in (f"`{name}`, a step", "an update of the masks")))
     return words + table(head, rows)
+
+
+def _overhead_terms(name: str, found: Mapping[str, Any]) -> str:
+    apart = [100 * copy["wall"] for copy in found["copies"]]
+    return (
+        f"`{name}` ({found['params']:,} parameters): {found['plain']['wall_ms']:.0f} ms a plain step, the fastest of {found['turns']} "
+        f"turns of {found['steps']}; copies of the plain network came to {min(apart):+.0f} to {max(apart):+.0f} %."
+    )
 
 
 def _overhead_cells(row: Mapping[str, Any]) -> tuple[str, str]:

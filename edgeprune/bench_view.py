@@ -250,20 +250,29 @@ def head(result: Plain) -> list[str]:
 
 
 def failure_words(result: Plain) -> list[str]:
-    """What came to nothing, and why: one line for all cells of a method with the same reason."""
+    """What came to nothing, and why: one line for all cells with the same reason."""
     return [f"{_named(group)} failed: {reason}" for reason, group in _by_reason(result["failures"], "reason")]
 
 
 def _by_reason(cells: Sequence[Plain], key: str) -> list[tuple[str, list[Plain]]]:
-    """Cells of one method that have a reason in common."""
-    groups: dict[tuple[str, str], list[Plain]] = {}
+    """Cells that have a reason in common."""
+    groups: dict[str, list[Plain]] = {}
     for cell in cells:
-        groups.setdefault((cell["method"], cell[key]), []).append(cell)
-    return [(reason, group) for (_, reason), group in groups.items()]
+        groups.setdefault(cell[key], []).append(cell)
+    return list(groups.items())
 
 
 def _named(cells: Sequence[Plain]) -> str:
-    return ", ".join(bench.Cell(cell["method"], cell["share"], cell["seed"]).name for cell in cells)
+    """Each by its name; of several seeds once: ``l0-channels-0.98 (seeds 0, 1)``."""
+    seeds: dict[tuple[str, float | None], list[int]] = {}
+    for cell in cells:
+        seeds.setdefault((cell["method"], cell["share"]), []).append(cell["seed"])
+    words = []
+    for (method, asked), found in seeds.items():
+        name = bench.Cell(method, asked, found[0]).name
+        several = f"{name.removesuffix(f'-seed{found[0]}')} (seeds {', '.join(map(str, found))})"
+        words.append(name if len(found) == 1 else several)
+    return ", ".join(words)
 
 
 # The page

@@ -250,6 +250,9 @@ def test_the_result_names_fronts_and_what_is_absent():
         ["shrink-taylor", "dense-ptq"],
     ]
     assert result["left_out"] == ["b takes no part", "shrink-layers-0.9-seed0 cannot: no branch can go"]
+    more = [{**absent, "seed": 1}, {**absent, "method": "l0", "share": 0.98}]
+    result = _league([*CELLS, absent, *more])
+    assert result["left_out"] == ["shrink-layers-0.9 (seeds 0, 1), l0-0.98-seed0 cannot: no branch can go"]
     assert (result["planned"], result["seeds"], result["shares"]) == (5, [0, 1], [0.9])
     assert json.loads(json.dumps(result)) == result
 

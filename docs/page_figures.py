@@ -182,7 +182,8 @@ def _overhead_cells(row: Mapping[str, Any]) -> tuple[str, str]:
     if "cannot" in row:
         return "not possible", ""
     update = f"{row['update_steps']:.1f} steps" if "update_steps" in row else ""
-    return f"{100 * row['wall']:+.0f} %", update
+    more = round(100 * row["wall"])
+    return f"{more:+d} %" if more else "0 %", update
 
 
 def _surgery_cost(record: Mapping[str, Any]) -> str:

@@ -135,7 +135,7 @@ def _in_a_process(request: Mapping[str, Any], told: Told) -> int:
 
 
 def _cell(request: Mapping[str, Any], told: Told) -> NoReturn:
-    """Build, tell what came of it, and end this process: with 0 if nothing was wrong."""
+    """Build, tell what came of it, and end this process: with 0 if nothing went wrong."""
     with Path(request["log"]).open("wb") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
@@ -146,6 +146,7 @@ def _cell(request: Mapping[str, Any], told: Told) -> NoReturn:
         code = 0
     except (CutError, RecipeError) as error:  # the recipe is valid, so this is a fact of the model, and would be again
         told.say(cannot=str(error))
+        code = 0
     except EdgepruneError as error:
         told.say(error=str(error))
     except Exception as error:

@@ -59,7 +59,7 @@ def run(state: State, options: Options) -> State:
         RecipeError: there is nothing to cluster.
         ConversionError: a rewrite changed the outputs.
     """
-    from edgeprune.keras import clustering, intake, preparation, program, training
+    from edgeprune.keras import clustering, constraints, intake, preparation, program, training
 
     training.start(state.run.seed)
     model = intake.load_own(state.path("model"))
@@ -76,7 +76,9 @@ def run(state: State, options: Options) -> State:
     _check_earlier(state, plans)
     plain = clustering.upright(prepared.model, [plan.name for plan in plans if plan.reason is None])
     wrapped = clustering.wrap(plain, plans, codebook)
-    history = training.fit(wrapped, state, options, training.objective(plain, state.run.data.tasks))
+    with constraints.restored(wrapped.trainable_variables):
+        _hold_others(state, options, wrapped, plans)
+        history = training.fit(wrapped, state, options, training.objective(plain, state.run.data.tasks))
     clustered = clustering.strip(wrapped, plain)
     layers = clustering.entries(plans, clustered, codebook)
     return state.add(
@@ -89,6 +91,18 @@ def run(state: State, options: Options) -> State:
         rewrites=[{"name": done.name, "layers": list(done.layers)} for done in prepared.done],
         summaries={state.label: _summary(layers, options)},
     )
+
+
+def _hold_others(state: State, options: Options, wrapped: Any, plans: list[Any]) -> None:
+    """Hold the zeros of pruned layers that are not clustered, such as those that have few enough values as they are."""
+    from edgeprune.keras import constraints, kernels, pruning
+
+    if not options.preserve or "masks" not in state.files:
+        return
+    clustered = {plan.name for plan in plans if plan.reason is None}
+    for key, mask in pruning.load_masks(state.path("masks")).items():
+        if key.partition(":")[0] not in clustered:
+            constraints.hold(kernels.find(wrapped, key), mask)
 
 
 def _check_earlier(state: State, plans: list[Any]) -> None:

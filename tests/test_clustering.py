@@ -250,6 +250,23 @@ def after(made, folder, name):
     return dataclasses.replace(made, workspace=folder / name, label=name)
 
 
+def test_zeros_of_a_kernel_that_has_few_values_as_it_is_hold_too(tmp_path):
+    """With three weights left it needs no clusters, but it trains."""
+    model = tiny()
+    kernel = model.get_layer("first").kernel
+    mask = np.zeros(kernel.shape, bool)
+    mask.reshape(-1)[:3] = True
+    kernel.assign(np.where(mask, kernel.numpy(), 0.0))
+    done = cluster.run(
+        given(tmp_path, model, {"first": mask}),
+        cluster.Options(clusters=8, epochs=1, batch_size=16, learning_rate=0.01),
+    )
+    after = intake.load_own(done.path("model")).get_layer("first").kernel.numpy()
+    assert not done.facts["clustering"]["layers"]["first"]["asked"]
+    assert np.count_nonzero(after[~mask]) == 0 and np.count_nonzero(after) == 3
+    assert not np.array_equal(after, kernel.numpy())
+
+
 @pytest.fixture(scope="module")
 def built(model, tmp_path_factory):
     """Zeros, clusters, quantization-aware training: the last state, the file, the masks, the clustered model."""

@@ -85,7 +85,7 @@ def _orderings(result: Record) -> Iterator[tuple[str, ...]]:
             of = bench.spread(pairs)
             if of is None:
                 continue
-            here = "holds" if of.mean >= 0 else "within the spread" if -of.mean <= of.spread else "does not hold"
+            here = "within the spread" if abs(of.mean) <= of.spread else "holds" if of.mean > 0 else "does not hold"
             words = f"{_shown(ordering.better)} over {_shown(ordering.worse)}, {ordering.paper}"
             yield words, f"{share:g}", str(len(pairs)), f"{of.mean:+.4f} ± {of.spread:.4f}", here
 

@@ -3,7 +3,7 @@
     python distributed.py mirrored [NAME...]        two virtual CPU devices in this process, beside one device
     python distributed.py worker INDEX PORT PORT [NAME...]   one of two workers; TF_CONFIG is set here
     python distributed.py half [NAME...]            one device, weights in float32, arithmetic in float16
-    python distributed.py build FOLDER              a whole build on two devices (``distribute: mirrored``), beside one on one device
+    python distributed.py build FOLDER              a build's trainings on two devices (``distribute: mirrored``), beside those on one
 
 Prints one line of JSON: name of the ingredient -> what came of it.
 """
@@ -233,7 +233,7 @@ def built(folder: Path, distribute: str | None) -> dict[str, Any]:
     """Train a network in every stage that spreads; what they told."""
     sgd = {"optimizer": "sgd", "learning_rate": 0.05, "epochs": 1, "batch_size": BATCH}
     stages = {
-        "train": {**sgd, "when": "always"},
+        "train": {**sgd, "when": "always", "keep": 0.9},
         "shrink": {**sgd, "macs": 0.7, "criterion": "l2", "multiples": 1},
         "prune": {**sgd, "final": 0.5},
         "quantize": {**sgd, "learning_rate": 0.005},

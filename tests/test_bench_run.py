@@ -272,7 +272,7 @@ def test_bad_input_is_named_before_anything_is_trained(league, capsys, words, co
 def test_a_whole_league_of_a_small_model(tmp_path, monkeypatch):
     """Real builds, side by side; methods that begin alike share what they have in common.
 
-    No more of them than that takes: whatever they train, each is three processes that load TensorFlow.
+    No more of them than that takes: whatever they train, each traces and converts its networks anew.
     """
     import numpy as np
 

@@ -40,7 +40,7 @@ _ENVIRONMENT = {
     "TF_CPP_MIN_LOG_LEVEL": "1",
 }
 _LOOPS = ("Bidirectional", "ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D", "GRU", "LSTM", "RNN", "SimpleRNN")
-SPARES = 2  # processes that are kept: a build needs so many, and the next model's needs them again
+SPARES = 2  # processes that are kept: a build of a large model needs so many, and the next model's needs them again
 _LAST_LINES = 5  # of the log, in a message
 # What TensorFlow says at every start.
 _CHATTER = re.compile(r"[IW]\d{4} |WARNING: All log messages|Extension modules:|\s*$")
@@ -146,8 +146,6 @@ class Converter:
             ConversionError: it was not; unless the converter just refused, its process is gone.
         """
         self._child = child = self._child or _Child()
-        if not child.own and not child.alive():
-            self._child = child = _Child()
         try:
             answer = child.ask(request, self.timeout_s)
         except TimeoutError as error:
@@ -196,12 +194,12 @@ def convert(
         )
 
 
-def prewarm(count: int = 1) -> None:
-    """Start processes for the next `Converter`s now: they load TensorFlow (3 to 5 s) while something else is done.
+def prewarm() -> None:
+    """Start a process for the next `Converter` now: it loads TensorFlow (3 to 5 s) while something else is done.
 
-    A fork of this process may use them, while this one waits for its end.
+    A fork of this process may use it, while this one waits for its end.
     """
-    _spare.fill(count)
+    _spare.fill()
 
 
 def drop() -> None:
@@ -304,7 +302,7 @@ class _Spare:
         self.waiting: list[_Child] = []
         atexit.register(self.drop)
 
-    def fill(self, count: int) -> None:
+    def fill(self) -> None:
         known, self.waiting = self.waiting, []
         for child in known:
             child.said()  # belongs to an earlier model
@@ -312,7 +310,7 @@ class _Spare:
                 self.waiting.append(child)
             else:
                 child.end()
-        while len(self.waiting) < count:
+        if not self.waiting:
             self.waiting.append(_Child())
 
     def take(self) -> _Child:

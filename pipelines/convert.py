@@ -27,6 +27,8 @@ CALIBRATION_MACS, LEAST_SAMPLES = 5 * 10**10, 32
 SHOWN = 8  # violations, in a message
 MACS_PER_S = 5e8  # of the converter, which runs calibration samples one by one
 LOAD_S = 5.0  # until a second converter has loaded TensorFlow
+# Stages that may not come after this one: what they make of the model would not be in the file.
+LAST_OF = ("train", "shrink", "prune", "sparsify", "gate", "regularize", "cluster", "quantize", "convert")
 LOGS = ("converter.log", "reference.log")  # of the model's converter, and of the float reference's
 
 

@@ -134,6 +134,15 @@ def test_what_quantize_leaves_is_not_trained_or_pruned_again(late):
         recipe.load(data)
 
 
+@pytest.mark.parametrize("late", sorted(set(registry.names("stages")) - {"evaluate", "verify", "profile", "report"}))
+def test_what_is_in_the_file_already_is_not_made_anew(late):
+    data = {"stages": {"convert": None, "again": {"stage": late}}}
+    if late == "shrink":
+        data["stages"]["again"]["ratio"] = 0.5
+    with pytest.raises(RecipeError, match=rf"stages\.again \({late}\) comes after stages\.convert .*move again before"):
+        recipe.load(data)
+
+
 def test_errors_name_the_file(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("stages:\n  shake: {stage: own_stages.shake, fnal: 1}\n")

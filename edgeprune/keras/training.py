@@ -22,7 +22,7 @@ from edgeprune import columns, files
 from edgeprune.data import Split
 from edgeprune.data_options import Task
 from edgeprune.errors import DataError, RunFolderError
-from edgeprune.keras import constraints, distillation, feeding, keras, penalised, replicas, tf
+from edgeprune.keras import constraints, distillation, feeding, keras, penalised, replicas, stepping, tf
 from edgeprune.pipeline import State
 from edgeprune.recipe import FitOptions
 
@@ -135,6 +135,7 @@ def fit(
     model.compile(optimizer, goal.loss, metrics=_metrics(goal.metric), steps_per_execution=min(STEPS_PER_CALL, steps))
     optimizer.build(model.trainable_variables)
     _create_metrics(model, data.train)
+    stepping.trace_once(model)
     with constraints.restored(model.trainable_variables):
         penalty = _penalised(model, optimizer, state, options, steps)
         history = _restore(model, state.workspace / CHECKPOINT, penalty)

@@ -1,6 +1,7 @@
 """Which tests need what: a skip prints the backend's own reason, and fails where that thing is required.
 
-``EDGEPRUNE_REQUIRE=qemu,browser`` (what CI sets) turns a skip of tests with these markers into a failure.
+``EDGEPRUNE_REQUIRE=qemu,browser`` (what CI sets) turns a skip of tests with these markers into a failure. ``EDGEPRUNE_LONG=1`` (what CI
+sets too) runs the tests with the marker ``long``.
 """
 
 from __future__ import annotations
@@ -37,7 +38,11 @@ def _no_ssh_server() -> str | None:
     return None if found else "no OpenSSH; on Debian and Ubuntu: apt-get install openssh-client openssh-server"
 
 
-REASONS = {"qemu": _no_emulator, "browser": _no_browser, "ssh": _no_ssh_server}
+def _no_time() -> str | None:
+    return None if os.environ.get("EDGEPRUNE_LONG") else "EDGEPRUNE_LONG=1 runs it, as CI does"
+
+
+REASONS = {"qemu": _no_emulator, "browser": _no_browser, "ssh": _no_ssh_server, "long": _no_time}
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -269,6 +269,7 @@ def test_bad_input_is_named_before_anything_is_trained(league, capsys, words, co
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_whole_league_of_a_small_model(tmp_path, monkeypatch):
     """Real builds, side by side; methods that begin alike share what they have in common.
 

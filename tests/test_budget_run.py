@@ -135,6 +135,7 @@ def test_the_found_recipe_is_whole_and_drives_nothing(met):
     assert met[0].report["recipe"] == found.resolved()
 
 
+@pytest.mark.long
 def test_a_killed_build_that_goes_on_gives_the_same_file(met, tmp_path):
     words = {"max_macs": MACS_SHARE * whole_macs(), "max_arena_kib": 100, "max_drop": 1.0}
     with pytest.raises(KeyboardInterrupt):

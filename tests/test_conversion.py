@@ -222,6 +222,7 @@ conversion.convert(folder / "q", folder / "again.tflite")
 """
 
 
+@pytest.mark.long
 def test_equal_weights_give_equal_bytes_in_another_process_and_folder(made, tmp_path):
     folder = tmp_path / "a" / "longer way"
     folder.mkdir(parents=True)

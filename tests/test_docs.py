@@ -112,6 +112,7 @@ def test_python_examples_compile(page):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_example_with_a_live_model_runs(tmp_path, monkeypatch, capsys):
     """As it stands in docs/python.md, but for the number of epochs."""
     (text,) = re.findall(r"## A live model and arrays\n+```python\n(.*?)```", PAGES["docs/python.md"], re.DOTALL)

@@ -147,10 +147,10 @@ def assert_sound(result, kernels, at_least):
 @pytest.mark.parametrize(
     ("make", "at_least"),
     [
-        (lstm, 0.6),
-        (one_dimensional, 0.6),
+        pytest.param(lstm, 0.6, marks=pytest.mark.long),
+        pytest.param(one_dimensional, 0.6, marks=pytest.mark.long),
         (embedding, 0.6),
-        (segmentation, 0.7),
+        pytest.param(segmentation, 0.7, marks=pytest.mark.long),
         *([(gru, 0.6)] if fuzzing.FULL else []),
     ],
 )

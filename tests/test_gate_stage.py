@@ -127,7 +127,7 @@ CASES = {
 }
 
 
-@pytest.fixture(scope="module", params=CASES)
+@pytest.fixture(scope="module", params=["weight", pytest.param("channel", marks=pytest.mark.long)])
 def unbroken(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("unbroken")
     return request.param, *left(given(folder, small()), **CASES[request.param])

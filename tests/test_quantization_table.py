@@ -156,8 +156,13 @@ def converter(tmp_path_factory):
         yield made
 
 
+LONG = ("activations", "shapes", "operations")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize(
+    "group", [pytest.param(group, marks=pytest.mark.long if group in LONG else ()) for group in GROUPS]
+)
 def test_what_is_said_to_be_trained_is_int8_and_answers_as_the_model_that_was_trained(group, converter, tmp_path):
     float_model = model(group)
     assert quantization.post_training(quantization.plan(float_model)) == ()

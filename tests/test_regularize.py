@@ -151,6 +151,7 @@ class Killed(Exception):
     """What stands for a kill: nothing is written after it."""
 
 
+@pytest.mark.long
 def test_broken_off_after_any_epoch_it_ends_in_the_same_bytes(tmp_path, monkeypatch):
     """The learned strength, what momentum has summed, and the masks are all there again."""
     words = {"optimizer": "sgd", "penalty": {"kind": "sparse_group_lasso", "sparsity": 0.5}, "epochs": 3, "tune": 0.34}

@@ -91,6 +91,7 @@ KILLS = ((2, "shrink"), (4, "quantize"))  # at a random moment of these stages
 INTERRUPTS = ("stages/3-prune.partial/checkpoint.npz", "stages/5-convert.partial")  # when these are there
 
 
+@pytest.mark.long
 def test_killed_and_interrupted_and_resumed_it_ends_in_the_same_file(home, unbroken):
     """A build that is killed in every other stage, and interrupted in the stages between."""
     content, seconds = unbroken

@@ -283,6 +283,7 @@ OPTIONS = {
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_interrupted_in_any_round_it_ends_in_the_same_model(tmp_path):
     folders = [tmp_path / name for name in ("unbroken", "broken")]
     options = shrink.Options.model_validate(OPTIONS)

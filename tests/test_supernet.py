@@ -169,6 +169,7 @@ class Killed(progress.Silent):
             raise KeyboardInterrupt
 
 
+@pytest.mark.long
 def test_a_killed_training_goes_on_and_a_finished_one_is_only_read(tmp_path, monkeypatch):
     monkeypatch.setattr(supernet, "RANDOM", 1)
     keras.utils.set_random_seed(0)

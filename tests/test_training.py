@@ -257,7 +257,12 @@ def facts(history):
     return [{key: value for key, value in epoch.items() if key != "seconds"} for epoch in history]
 
 
-@pytest.mark.parametrize("kind", MAKERS)
+LONG = ("2:4", "quantized")
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=pytest.mark.long if kind in LONG else ()) for kind in MAKERS]
+)
 def test_resumed_at_a_boundary_and_in_mid_epoch_nothing_differs(kind, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "STEPS_PER_CALL", 2)  # so that an epoch of five batches has a middle
     unbroken, expected = fit(MAKERS[kind], tmp_path / "unbroken")

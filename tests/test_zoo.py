@@ -61,6 +61,7 @@ def no_emulator():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["MobileNet", *(["MobileNetV2", "MobileNetV3Small"] if fuzzing.FULL else [])])
 def test_from_a_keras_3_file_to_int8(name, tmp_path):
     x, y = images()

@@ -90,12 +90,11 @@ class Runner:
 
     def _inputs(self, split: Split, size: int) -> Iterable[Any]:
         """A split's samples in batches, kept as the model takes them where they are few."""
-        batches = (x for x, _ in feeding.ordered(split, size))
         if len(split) * sample_bytes(self._data) > IN_MEMORY_BYTES:
-            return batches
+            return (x for x, _ in feeding.ordered(split, size))
         key = f"{split.digest()} {size}"
         if key not in self._kept:
-            self._kept[key] = list(batches)
+            self._kept[key] = [x for x, _ in feeding.ordered(split, size)]
         return self._kept[key]
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 SCRIPT = Path(__file__).with_name("distributed.py")
 EXACT = ("masked", "taught", "hard_concrete", "wrapped")  # what does not depend on how a batch is shared out
@@ -95,7 +95,6 @@ def test_two_workers_end_in_the_weights_of_one_device(mirrored, workers):
         assert found["weights"] == pytest.approx(alone["weights"], rel=1e-5)
 
 
-@pytest.mark.long
 def test_a_build_on_two_devices_is_that_on_one_but_for_rounding(tmp_path):
     """Of 176 samples in batches of 16 the validation split leaves a last batch that has to be filled up."""
     both = _said(_start("build", tmp_path))
@@ -115,7 +114,6 @@ def half():
     return _said(_start("half", "masked", "hard_concrete"))["found"]
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("name", ["masked", "hard_concrete"])
 def test_in_half_precision_it_is_the_same_but_for_rounding(mirrored, half, name):
     _sound(half[name])

@@ -3,6 +3,8 @@
 Import ``tf`` and ``keras`` from here and TFMOT from `edgeprune.keras.tfmot`, never from elsewhere. ``TF_USE_LEGACY_KERAS`` is
 set before TensorFlow is first imported, so that ``tf.keras`` and TFMOT's Keras are the same module; where the user's notebook
 has imported TensorFlow with Keras 3 already, TFMOT itself falls back to tf_keras, so the two still agree.
+
+oneDNN's kernels are left aside unless the user asks for them: `edgeprune.keras.onednn` says why.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from edgeprune.quiet import quiet
 
 os.environ["TF_USE_LEGACY_KERAS"] = "1"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 
 @contextmanager

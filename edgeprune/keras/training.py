@@ -22,7 +22,7 @@ from edgeprune import columns, files
 from edgeprune.data import Split
 from edgeprune.data_options import Task
 from edgeprune.errors import DataError, RunFolderError
-from edgeprune.keras import constraints, distillation, feeding, keras, penalised, replicas, stepping, tf
+from edgeprune.keras import constraints, distillation, feeding, keras, onednn, penalised, replicas, stepping, tf
 from edgeprune.pipeline import State
 from edgeprune.recipe import FitOptions
 
@@ -124,9 +124,11 @@ def fit(
 
     Raises:
         DataError: the loss became NaN or infinite.
+        ModelError: as ``onednn.check``.
     """
     if options.epochs == 0:
         return []
+    onednn.check(model)
     data, steps = state.run.data, steps_per_epoch(state.run.data.train, options)
     optimizer = _optimizer(options, steps, behind)
     if options.distill:

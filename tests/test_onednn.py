@@ -1,0 +1,45 @@
+"""Kernels that corrupt memory are left aside, and a network that they cannot be trusted with is not trained."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("tensorflow")
+
+from edgeprune.errors import ModelError
+from edgeprune.keras import keras, onednn
+
+SAID = "from edgeprune.keras import onednn; print(onednn.enabled())"
+
+
+def network(channels, kernel=1, stride=2):
+    return keras.Sequential(
+        [keras.Input((8, 8, channels)), keras.layers.Conv2D(8, kernel, stride, name="shortcut"), keras.layers.Flatten()]
+    )
+
+
+@pytest.mark.parametrize(("given", "enabled"), [(None, False), ("1", True)])
+def test_they_are_on_where_the_user_says_so_alone(given, enabled):
+    known = {key: value for key, value in os.environ.items() if key != "TF_ENABLE_ONEDNN_OPTS"}
+    environment = known | ({"TF_ENABLE_ONEDNN_OPTS": given} if given else {})
+    done = subprocess.run([sys.executable, "-c", SAID], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(enabled)
+
+
+def test_what_they_corrupt_is_refused_by_name(monkeypatch):
+    monkeypatch.setattr(onednn, "enabled", lambda: True)
+    with pytest.raises(
+        ModelError, match=r"'shortcut' \(1x1, stride 2, 5 input channels\)\. Set TF_ENABLE_ONEDNN_OPTS=0"
+    ):
+        onednn.check(network(5))
+    onednn.check(network(16))
+    onednn.check(network(5, stride=1))
+    onednn.check(network(5, kernel=3))
+
+
+def test_without_them_anything_is_trained():
+    onednn.check(network(5))

@@ -7,6 +7,7 @@ It imports no TensorFlow. A network that is not there yet is not shown; one that
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -85,9 +86,19 @@ def _orderings(result: Record) -> Iterator[tuple[str, ...]]:
             of = bench.spread(pairs)
             if of is None:
                 continue
-            here = "within the spread" if abs(of.mean) <= of.spread else "holds" if of.mean > 0 else "does not hold"
+            alone = len(pairs) == 1
+            margin = _chance(result, ordering.better) if alone else of.spread
+            within = "may be chance" if alone else "within the spread"
+            here = within if abs(of.mean) <= margin else "holds" if of.mean > 0 else "does not hold"
             words = f"{_shown(ordering.better)} over {_shown(ordering.worse)}, {ordering.paper}"
-            yield words, f"{share:g}", str(len(pairs)), f"{of.mean:+.4f} ± {of.spread:.4f}", here
+            shown = f"{of.mean:+.4f}" + ("" if alone else f" ± {of.spread:.4f}")
+            yield words, f"{share:g}", str(len(pairs)), shown, here
+
+
+def _chance(result: Record, word: str) -> float:
+    """The standard error of the difference of two shares of so many samples, at most: tickets are judged on a tenth of the training's."""
+    samples = result.get("train", 0) / 10 if ":" in word else result.get("test", 0)
+    return math.sqrt(0.5 / samples) if samples else 0.0
 
 
 def _metrics(result: Record, word: str) -> dict[tuple[float, int], float]:

@@ -127,7 +127,9 @@ CASES = {
 }
 
 
-@pytest.fixture(scope="module", params=["weight", pytest.param("channel", marks=pytest.mark.long)])
+@pytest.fixture(
+    scope="module", params=[pytest.param(kind, marks=pytest.mark.long if kind == "channel" else ()) for kind in CASES]
+)
 def unbroken(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("unbroken")
     return request.param, *left(given(folder, small()), **CASES[request.param])

@@ -69,6 +69,9 @@ def test_published_orderings_are_judged_seed_by_seed(record):
         "| the ticket over a random one, Frankle & Carbin (2019) | 0.9 | 2 | +0.0950 ± 0.1485 | within the spread |"
         in words
     )
+    few = league.tables({"leagues": {NETWORK: _league([*CELLS, *cells]) | {"test": 800}}})
+    assert "| 0.98 | 1 | -0.0100 | may be chance |" in few  # the standard error of 800 samples is 0.025 at most
+    assert "| 0.9 | 2 | +0.0200 ± 0.0141 | holds |" in few
     assert "fine-tune" not in words and "its mask on new weights" not in words
     assert "as published" not in league.tables(record)
 

@@ -1,6 +1,6 @@
 """Networks that people use, from a Keras 3 file to int8 on Arm kernels; benchmarks/zoo.py runs all fourteen.
 
-The smallest of three; the others too: EDGEPRUNE_FUZZ=full python -m pytest tests/test_zoo.py
+The smallest of three; the others too: EDGEPRUNE_LONG=1 EDGEPRUNE_FUZZ=full python -m pytest tests/test_zoo.py
 
 Weights are random and training is one step: every layer is pruned, trained, converted and run, and nothing is learnt.
 """

@@ -13,16 +13,17 @@ from typing import Any
 from edgeprune.errors import ModelError
 from edgeprune.keras import keras, tf
 
-VECTOR = 16  # float32 in a register of AVX-512, the widest
+VECTOR = 16  # float32 in a register of AVX-512, the widest, where nobody has tried which channels are few
 
 
 def enabled() -> bool:
     """Whether TensorFlow was loaded with these kernels; it looks at the environment once."""
     try:
         from tensorflow.python.util import _pywrap_util_port
-    except ImportError:
+
+        return bool(_pywrap_util_port.IsMklEnabled())
+    except (ImportError, AttributeError):  # it is no public name
         return False
-    return bool(_pywrap_util_port.IsMklEnabled())
 
 
 def check(model: Any) -> None:
@@ -43,7 +44,7 @@ def check(model: Any) -> None:
         inputs = int(layer.kernel.shape[-2])
         if inputs < VECTOR and max(layer.kernel_size) == 1 and max(layer.strides) > 1:
             raise ModelError(
-                f"TensorFlow's oneDNN kernels are on, and corrupt memory when they train the layer '{layer.name}' (1x1, stride "
-                f"{max(layer.strides)}, {inputs} input channels). Set TF_ENABLE_ONEDNN_OPTS=0 before TensorFlow is imported, or leave it "
-                "unset and import edgeprune first."
+                f"TensorFlow's oneDNN kernels are on, and can corrupt memory when they train the layer '{layer.name}' (1x1, stride "
+                f"{max(layer.strides)}, {inputs} input channels). Set TF_ENABLE_ONEDNN_OPTS=0 in the environment, before TensorFlow is "
+                "imported."
             )

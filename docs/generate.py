@@ -44,6 +44,8 @@ def pages() -> dict[Path, str]:
             found[path] = BLOCK.sub(lambda match: f"{match[1]}\n{BLOCKS[match['name']]().strip()}\n\n{match[3]}", text)
     if DOCS / "league.md" in found and (RESULTS / "criteria_league.json").exists():
         found[DOCS / "pictures" / "criteria_league.svg"] = beside("league", "picture")(results("criteria_league"))
+    if DOCS / "samplers.md" in found and (RESULTS / "search_samplers.json").exists():
+        found[DOCS / "pictures" / "samplers.svg"] = beside("searches", "picture")(results("search_samplers"))
     if DOCS / "methods.md" in found and (RESULTS / "methods.json").exists():
         drawn = beside("methods_league", "pictures")(results("methods"))
         found |= {DOCS / "pictures" / name: text for name, text in drawn.items()}

@@ -394,6 +394,10 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "methods-overhead": measured("overhead", _methods_overhead, "overhead.py"),
     "mlperf-tiny": _mlperf_tiny,
     "penalties-overhead": measured("penalties", _penalties_overhead, "penalties.py"),
+    "search-samplers": measured(
+        "search_samplers", beside("searches", "tables"), "search_samplers.py mnist.npz cifar10.npz"
+    ),
+    "search-scaling": measured("search_scaling", beside("searches", "scaling"), "search_scaling.py RUN"),
     "sensitivity": measured("sensitivity", _sensitivity, "sensitivity.py"),
     "shrink-curves": measured("shrink_curves", _shrink_curves, "shrink_curves.py"),
     "surgery-cost": measured("surgery_cost", _surgery_cost, "surgery_cost.py"),

@@ -10,7 +10,6 @@ from numpy.random import PCG64, Generator
 from edgeprune.errors import CutError
 from edgeprune.search_space import LATENCY, MACS, Candidate, Costs, Space
 
-LEAST = 0.2  # of the whole cost: the lowest aim that is drawn
 HALVINGS = 16  # of the interval that a scale is searched in: finer than a unit of the widest layers
 THINNEST = 1e-3  # share of a knob's units, so that shares can be scaled
 
@@ -60,19 +59,22 @@ def limits(space: Space) -> dict[str, float]:
 
 
 def drawn(space: Space, share: float) -> dict[str, float]:
-    """A share of the leading cost of the whole network, but never less than can be reached."""
+    """The leading cost of the network that keeps so much of what can be cut at all: 0 the smallest candidate, 1 the whole network.
+
+    What no cut takes away (of a latency what is once per inference) would leave the rest of the range to one candidate.
+    """
     whole, least = space.costs(space.whole()), space.costs(space.smallest())
     name = lead(whole)
-    return {name: max(share * whole[name], least[name])}
+    return {name: least[name] + share * (whole[name] - least[name])}
 
 
 def aims(space: Space, random: Generator) -> dict[str, float]:
-    """What a proposal may cost: the space's limits; where there are none a share of the leading cost, uniform in LEAST..1.
+    """What a proposal may cost: the space's limits; where there are none the leading cost at a uniform share of what can be cut.
 
     Raises:
         CutError: as ``limits``.
     """
-    return limits(space) or drawn(space, random.uniform(LEAST, 1.0))
+    return limits(space) or drawn(space, random.uniform())
 
 
 def within(costs: Costs, most: Most) -> bool:

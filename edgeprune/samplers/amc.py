@@ -27,7 +27,7 @@ evaluations learns from all n again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -191,7 +191,9 @@ class _Features:
         table = table / np.where(largest > 0, largest, 1.0)
         count = len(space.choices)
         self._fixed = np.block([[table, np.zeros((len(table), count))], [np.zeros((count, len(known))), np.eye(count)]])
-        self._whole = space.costs(space.whole())
+        self._least = space.costs(space.smallest())
+        whole = space.costs(space.whole())
+        self._span = {name: max(whole[name] - least, 1e-12) for name, least in self._least.items()}
 
     def state(self, number: int, wide: Candidate, thin: Candidate, most: _aims.Most, before: float) -> Array:
         """What the agent sees at a step.
@@ -202,9 +204,14 @@ class _Features:
             most: the aim.
             before: the last action, 0..1.
         """
-        tight = min(most, key=lambda name: most[name] / max(self._whole[name], 1e-12))
-        whole = max(self._whole[tight], 1e-12)
-        now = self._space.costs(wide)[tight] / whole
-        rest = now - self._space.costs(thin)[tight] / whole
+        tight = min(most, key=lambda name: self._left(name, most))
+        now = self._left(tight, self._space.costs(wide))
+        rest = now - self._left(tight, self._space.costs(thin))
         place = number / max(len(self._fixed) - 1, 1)
-        return np.array([*self._fixed[number], place, 1.0 - now, rest, before, min(most[tight] / whole, 1.0)])
+        return np.array(
+            [*self._fixed[number], place, 1.0 - now, rest, before, min(max(self._left(tight, most), 0.0), 1.0)]
+        )
+
+    def _left(self, name: str, costs: Mapping[str, float]) -> float:
+        """How much is left of what can be cut, 0..1."""
+        return (costs[name] - self._least[name]) / self._span[name]

@@ -6,9 +6,9 @@ which the whole network costs no more than
     max(aim, cost of the network - R_i),  R_i = R_0 0.96^i,  R_0 = (cost of the uncut network - aim) / 8
 
 and has each of these proposals evaluated; the one whose metric drops least is the network of the next iteration, until the aim is
-met: the limits, each of them reduced in this way, or without any (or where the uncut network meets them) a fifth of the uncut
-network's latency (MACs where no latency is known). Where no single group can save so much, R_i is halved. Then it starts again
-from the uncut network with half the steps. What it takes from the history is which proposals of an iteration were
+met: the limits, each of them reduced in this way, or without any (or where the uncut network meets them) the latency (MACs where no
+latency is known) at which a tenth is left of what can be cut at all. Where no single group can save so much, R_i is halved. Then it
+starts again from the uncut network with half the steps. What it takes from the history is which proposals of an iteration were
 evaluated, so any number of workers share an iteration. Choices keep their first words. The paper trains each proposal for a
 short while; here BatchNormalization's statistics are re-estimated, as for every sampler.
 
@@ -30,6 +30,7 @@ OVER_LIMITS = True
 
 STEPS = 8  # iterations of the first pass, if the reduction did not decay
 DECAY = 0.96
+LAST = 0.1  # of what can be cut: what the aim leaves where there are no limits
 HALVINGS = 10  # of a reduction that no group can reach; then every group loses as little as it can
 
 _memo = _aims.Memo()
@@ -75,7 +76,7 @@ def _turns(space: Space, told: Mapping[Place, Told]) -> Iterator[Turn]:
     costs = space.costs(whole)
     aim = _aims.limits(space)
     if _aims.within(costs, aim):
-        aim = {**aim, **_aims.drawn(space, _aims.LEAST)}
+        aim = {**aim, **_aims.drawn(space, LAST)}
     passes = 0
     while True:
         base, number = whole, 0

@@ -1,8 +1,8 @@
 """One width for the whole network: every group of channels keeps the same share of its units.
 
 The width multiplier, which every other sampler has to beat. With limits the first proposal is the widest network that meets
-them; every other one draws what it may cost, uniformly between a fifth of the whole network's latency (MACs where no latency is
-known) and all of it, and takes the widest that meets that and the limits:
+them; every other one draws what it may cost, uniformly between the smallest network's latency (MACs where no latency is
+known) and the whole network's, and takes the widest that meets that and the limits:
 
     units of group g = w * units of g in the whole network, w = max {w : cost(w) <= aim}
 
@@ -25,7 +25,7 @@ def propose(space: Space, history: Sequence[Told], seed: int) -> Proposal:
     """As ``Sampler.propose``."""
     most = _aims.limits(space)
     if history or not most:
-        for name, value in _aims.drawn(space, _aims.generator(seed).uniform(_aims.LEAST, 1.0)).items():
+        for name, value in _aims.drawn(space, _aims.generator(seed).uniform()).items():
             most[name] = min(value, most.get(name, value))
     even = {knob.name: 1.0 for knob in space.knobs}
     return Proposal(_aims.fitted(space, even, _aims.words(space, space.whole()), most))

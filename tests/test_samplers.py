@@ -236,6 +236,9 @@ def test_aims_are_drawn_from_what_can_be_cut():
     assert _aims.drawn(space, 0.0) == {"latency_ms": 1000.0} and _aims.drawn(space, 0.25) == {"latency_ms": 1003.0}
     asked = [_aims.aims(space, _aims.generator(seed))["latency_ms"] for seed in range(200)]
     assert min(asked) >= 1000.0 and 0.4 < np.mean(np.array(asked) < 1006.0) < 0.6
+    both = Space(knobs, {}, lambda c: {**space.costs(c), "size_bytes": 10.0 + c["g0"], "macs": 1.0})
+    names = [next(iter(_aims.aims(both, _aims.generator(seed)))) for seed in range(200)]
+    assert set(names) == {"latency_ms", "size_bytes"} and 60 < names.count("size_bytes") < 140
     widths = {json.dumps(dict(uniform.propose(space, (), seed).candidate)) for seed in range(40)}
     assert len(widths) == 3  # all but the whole network
 

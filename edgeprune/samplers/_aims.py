@@ -8,7 +8,7 @@ from typing import Any
 from numpy.random import PCG64, Generator
 
 from edgeprune.errors import CutError
-from edgeprune.search_space import LATENCY, MACS, Candidate, Costs, Space
+from edgeprune.search_space import LATENCY, MACS, SIZE, Candidate, Costs, Space
 
 HALVINGS = 16  # of the interval that a scale is searched in: finer than a unit of the widest layers
 THINNEST = 1e-3  # share of a knob's units, so that shares can be scaled
@@ -36,8 +36,13 @@ def generator(seed: int) -> Generator:
 
 
 def lead(costs: Costs) -> str:
-    """The cost that is aimed at where there are no limits: the latency where it is known, else the MACs."""
+    """The cost that is aimed at first where there are no limits: the latency where it is known, else the MACs."""
     return LATENCY if LATENCY in costs else MACS
+
+
+def leads(costs: Costs) -> tuple[str, ...]:
+    """All costs that are aimed at where there are no limits: those that a search has as objectives."""
+    return tuple(name for name in (lead(costs), SIZE) if name in costs)
 
 
 def limits(space: Space) -> dict[str, float]:
@@ -58,23 +63,32 @@ def limits(space: Space) -> dict[str, float]:
     return given
 
 
-def drawn(space: Space, share: float) -> dict[str, float]:
-    """The leading cost of the network that keeps so much of what can be cut at all: 0 the smallest candidate, 1 the whole network.
+def drawn(space: Space, share: float, name: str | None = None) -> dict[str, float]:
+    """A cost of the network that keeps so much of what can be cut at all: 0 the smallest candidate, 1 the whole network.
 
     What no cut takes away (of a latency what is once per inference) would leave the rest of the range to one candidate.
+
+    Args:
+        space: what can be chosen.
+        share: 0..1.
+        name: of the cost; the leading one unless told otherwise.
     """
     whole, least = space.costs(space.whole()), space.costs(space.smallest())
-    name = lead(whole)
+    name = name or lead(whole)
     return {name: least[name] + share * (whole[name] - least[name])}
 
 
 def aims(space: Space, random: Generator) -> dict[str, float]:
-    """What a proposal may cost: the space's limits; where there are none the leading cost at a uniform share of what can be cut.
+    """What a proposal may cost: the space's limits; where there are none, of one of the leading costs a uniform share of what can be cut.
 
     Raises:
         CutError: as ``limits``.
     """
-    return limits(space) or drawn(space, random.uniform())
+    given = limits(space)
+    if given:
+        return given
+    names = leads(space.costs(space.whole()))
+    return drawn(space, random.uniform(), names[int(random.integers(len(names)))])
 
 
 def within(costs: Costs, most: Most) -> bool:

@@ -6,8 +6,8 @@ After evaluation n, of a candidate that costs no more than this proposal may, th
 
 where s is the standard deviation of the drops so far, which makes T_n independent of the metric's unit. The neighbour moves the
 shares of some groups by normal steps, 0.3 wide at first and never less than 0.05, changes one word in ten of the choices, and
-is scaled to cost just what it may: the limits, or without any an aim that is drawn for each proposal. Then the chain is that of the
-candidates which meet the aim.
+is scaled to cost just what it may: the limits, or without any an aim (a latency or a size) that is drawn for each proposal. Then the
+chain is that of the candidates which meet the aim.
 
 Kirkpatrick et al., "Optimization by simulated annealing" (1983).
 

@@ -7,10 +7,10 @@ which the whole network costs no more than
 
 and has each of these proposals evaluated; the one whose metric drops least is the network of the next iteration, until the aim is
 met: the limits, each of them reduced in this way, or without any (or where the uncut network meets them) the latency (MACs where no
-latency is known) at which a tenth is left of what can be cut at all. Where no single group can save so much, R_i is halved. Then it
-starts again from the uncut network with half the steps. What it takes from the history is which proposals of an iteration were
-evaluated, so any number of workers share an iteration. Choices keep their first words. The paper trains each proposal for a
-short while; here BatchNormalization's statistics are re-estimated, as for every sampler.
+latency is known) at which a tenth is left of what can be cut at all, and after that the size. Where no single group can save so
+much, R_i is halved. Then it starts again from the uncut network with half the steps. What it takes from the history is which
+proposals of an iteration were evaluated, so any number of workers share an iteration. Choices keep their first words. The paper
+trains each proposal for a short while; here BatchNormalization's statistics are re-estimated, as for every sampler.
 
 Yang et al., "NetAdapt: platform-aware neural network adaptation for mobile applications" (2018).
 
@@ -74,13 +74,14 @@ def _turns(space: Space, told: Mapping[Place, Told]) -> Iterator[Turn]:
     """All iterations of all passes; each is asked for only when the one before it is known."""
     whole = space.whole()
     costs = space.costs(whole)
-    aim = _aims.limits(space)
-    if _aims.within(costs, aim):
-        aim = {**aim, **_aims.drawn(space, LAST)}
+    limits = _aims.limits(space)
+    free = _aims.leads(costs) if _aims.within(costs, limits) else ()  # what else it comes down to, in turn
     passes = 0
     while True:
-        base, number = whole, 0
-        step = {name: (costs[name] - most) / (STEPS * 2**passes) for name, most in aim.items()}
+        base, number, aim = whole, 0, limits
+        if free:
+            aim = {**limits, **_aims.drawn(space, LAST, free[passes % len(free)])}
+        step = {name: (costs[name] - most) / (STEPS * 2 ** (passes // max(len(free), 1))) for name, most in aim.items()}
         while True:
             offers = _remembered(space, base, aim, {name: size * DECAY**number for name, size in step.items()})
             if not offers and number:

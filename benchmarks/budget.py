@@ -30,7 +30,7 @@ SHARE, DROP = 0.5, 0.01
 BRIEF = {f"stages.{stage}.epochs": 1 for stage in ("shrink", "prune", "quantize")} | {"stages.train.epochs": 12}
 LIMIT = 10_000  # of CIFAR-10's samples, validation included: all of them take two cores most of a day
 CIFAR = {
-    f"stages.{stage}.epochs": count for stage, count in {"train": 12, "shrink": 5, "prune": 3, "quantize": 1}.items()
+    f"stages.{stage}.epochs": count for stage, count in {"train": 12, "shrink": 12, "prune": 6, "quantize": 2}.items()
 }
 
 

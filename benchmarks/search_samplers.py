@@ -2,11 +2,12 @@
 
     python benchmarks/search_samplers.py mnist.npz cifar10.npz
 
-Two phases. ``volume``: LeNet-5 on MNIST, ResNet-8 and the wide ResNet-8 on CIFAR-10 are searched by every sampler with several seeds, by
+Three phases. ``volume``: LeNet-5 on MNIST, ResNet-8 and the wide ResNet-8 on CIFAR-10 are searched by every sampler with several seeds, by
 the proxy alone and without giving anybody up early, so that a trial is the same whoever asks for it (and is evaluated once: its
 drop is kept in WORK). The share of the box that the front dominates is noted after 25, 50, 100 and 200 trials, as far as they go.
-``trained``: at half the latency of the uncut network, the candidate that a sampler finds with the least drop and the uniformly slimmed
-network, both trained as long. A float network is trained once per network.
+``limit``: the same under one limit, half the latency of the uncut network; the least drop is noted. ``trained``: at that limit, the
+candidate that a sampler finds with the least drop and the uniformly slimmed network, both trained as long. A float network is trained
+once per network.
 
 Writes a row per cell to benchmarks/results/search_samplers.json as it comes; what is there is not done again, so a run that was killed
 goes on. ``--phases``, ``--networks``, ``--samplers``, ``--seeds`` choose a part, ``--minutes`` begins no cell after a while. A
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import time
 from collections.abc import Iterator, Mapping
 from itertools import product
@@ -46,7 +48,7 @@ CRITERIA = ("fisher", "l2")  # as `edgeprune search` has them
 AT = (25, 50, 100, 200)  # trials after which the hypervolume is noted
 HALF = 0.5  # of the uncut network's latency
 ROOM = 0.2  # of what can be cut at all that this leaves at least; else the limit is halfway between the smallest and the uncut network
-PHASES = ("volume", "trained")
+PHASES = ("volume", "limit", "trained")
 
 
 class Network(NamedTuple):
@@ -123,7 +125,7 @@ def main() -> None:
             bases = {cell.network: _base(cell.network, given)}  # one at a time is held
         started = time.monotonic()
         base = bases[cell.network]
-        row = _volume(cell, base, given) if cell.phase == "volume" else _trained(cell, base, given)
+        row = {"volume": _volume, "limit": _limit, "trained": _trained}[cell.phase](cell, base, given)
         record["cells"].append({**cell._asdict(), **row, "seconds": round(time.monotonic() - started, 1)})
         given.results.parent.mkdir(parents=True, exist_ok=True)
         files.write_text_atomic(given.results, json.dumps(record, indent=1) + "\n")
@@ -209,9 +211,8 @@ def _volume(cell: Cell, base: Base, given: argparse.Namespace) -> dict[str, Any]
     trials = given.trials
     history, took = _searched(cell.sampler, base.space, base, trials, cell.seed)
     points = [search.values(base.box.names, told.drop, told.costs) for told in history]
-    counts = sorted({*(at for at in AT if at <= trials), trials})
     return {
-        "volume": {str(at): round(base.box.volume(points[:at]), 6) for at in counts},
+        "volume": {str(at): round(base.box.volume(points[:at]), 6) for at in _counts(trials)},
         "front": len(search.front(points)),
         "different": len({json.dumps(told.candidate, sort_keys=True) for told in history}),
         "sampler_ms": round(1000 * took / trials, 2),
@@ -219,12 +220,37 @@ def _volume(cell: Cell, base: Base, given: argparse.Namespace) -> dict[str, Any]
     }
 
 
-def _trained(cell: Cell, base: Base, given: argparse.Namespace) -> dict[str, Any]:
-    """The best candidate of a search under a limit of latency, trained; chosen without a look at the test split."""
-    space, network = base.space, NETWORKS[cell.network]
+def _counts(trials: int) -> list[int]:
+    """After how many trials something is noted."""
+    return sorted({*(at for at in AT if at <= trials), trials})
+
+
+def _bounded(space: Space) -> Space:
+    """The space with a limit of latency."""
     whole, least = (space.costs(one)[LATENCY] for one in (space.whole(), space.smallest()))
     limit = HALF * whole if HALF * whole > least + ROOM * (whole - least) else (least + whole) / 2
-    bounded = search_space.Space(space.knobs, space.choices, space.costs, {LATENCY: limit}, space.scores)
+    return search_space.Space(space.knobs, space.choices, space.costs, {LATENCY: limit}, space.scores)
+
+
+def _limit(cell: Cell, base: Base, given: argparse.Namespace) -> dict[str, Any]:
+    """The least drop of what keeps the limit, after so many trials; null where nothing did yet."""
+    bounded = _bounded(base.space)
+    history, took = _searched(cell.sampler, bounded, base, given.trials, cell.seed)
+    limit = bounded.limits[LATENCY]
+    drops = [told.drop if told.costs[LATENCY] <= limit else math.inf for told in history]
+    least = {at: min(drops[:at]) for at in _counts(given.trials)}
+    return {
+        "limit_ms": limit,
+        "whole_ms": base.space.costs(base.space.whole())[LATENCY],
+        "least": {str(at): round(drop, 6) if math.isfinite(drop) else None for at, drop in least.items()},
+        "sampler_ms": round(1000 * took / given.trials, 2),
+        "samples": given.samples,
+    }
+
+
+def _trained(cell: Cell, base: Base, given: argparse.Namespace) -> dict[str, Any]:
+    """The best candidate of a search under a limit of latency, trained; chosen without a look at the test split."""
+    space, network, bounded = base.space, NETWORKS[cell.network], _bounded(base.space)
     proxy = base.proxy
     if search_study.judge(search_study.sampler(cell.sampler)) == "supernet":
         from edgeprune.keras import supernet
@@ -240,15 +266,15 @@ def _trained(cell: Cell, base: Base, given: argparse.Namespace) -> dict[str, Any
     judged = base._replace(proxy=proxy, drops=drops)
     count = 1 if cell.sampler == "uniform" else given.trials
     history, _ = _searched(cell.sampler, bounded, judged, count, cell.seed)
-    best = min(history, key=lambda told: told.drop)
+    best = min((told for told in history if told.costs[LATENCY] <= bounded.limits[LATENCY]), key=lambda told: told.drop)
     run = given.work / "trained" / f"{network.model}-{cell.sampler}-{cell.seed}"
     how = _recipe(best.candidate, bounded, network, cell.seed, given)
     file, source = str(base.run / "stages" / "1-train" / "model.keras"), str(getattr(given, network.data))
     report = api.build(file, source, target=TARGET, recipe=how, out=run, force=True, progress=Silent()).report
     final = report["candidates"]["final"]
     return {
-        "limit_ms": limit,
-        "whole_ms": whole,
+        "limit_ms": bounded.limits[LATENCY],
+        "whole_ms": space.costs(space.whole())[LATENCY],
         "proxy_drop": best.drop,
         "latency_ms": best.costs[LATENCY],
         "file_latency": final["latency"],

@@ -5,6 +5,7 @@ Pure functions of the records; ``docs/generate.py`` writes what they return. Wha
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
@@ -39,7 +40,7 @@ def tables(record: Record) -> str:
     networks = _networks(record)
     parts = [IMAGE] if any(_volumes(record, name) for name in networks) else []
     for name in networks:
-        parts += [f"### {name}", _volume_table(record, name), _trained_table(record, name)]
+        parts += [f"### {name}", _volume_table(record, name), _limit_table(record, name), _trained_table(record, name)]
     return "\n\n".join(part.strip() for part in [*parts, _places(record, networks)] if part) + "\n"
 
 
@@ -85,6 +86,39 @@ def _volume_table(record: Record, network: str) -> str:
     samples = sorted({row["samples"] for row in _rows(record, "volume", network) if "samples" in row})
     judged = f", each trial judged on {' or '.join(f'{count:,}' for count in samples)} samples" if samples else ""
     return f"Hypervolume, mean ± sample standard deviation over {len(volumes[0].last)} seeds{judged}.\n\n{_table(head, rows)}"
+
+
+def _limit_table(record: Record, network: str) -> str:
+    """The least drop that is found under a limit, by the proxy; best sampler first."""
+    rows = _rows(record, "limit", network)
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(row["sampler"], []).append(row)
+    most = max(map(len, groups.values()), default=0)
+    whole = {name: seeds for name, seeds in groups.items() if len(seeds) == most}
+    if not whole:
+        return ""
+    counts = sorted(set.intersection(*(set(row["least"]) for row in rows)), key=int)
+
+    def cell(seeds: Sequence[Row], count: str) -> str:
+        drops = [row["least"][count] for row in seeds]
+        return "none keeps it" if None in drops else _spread(drops)
+
+    def last(seeds: Sequence[Row]) -> float:
+        return statistics.fmean(
+            math.inf if row["least"][counts[-1]] is None else row["least"][counts[-1]] for row in seeds
+        )
+
+    lines = [
+        (f"`{name}`", *(cell(seeds, count) for count in counts))
+        for name, seeds in sorted(whole.items(), key=lambda item: last(item[1]))
+    ]
+    one = rows[0]
+    words = (
+        f"At most {one['limit_ms']:.3f} ms (uncut {one['whole_ms']:.3f} ms): the least drop of a trial that keeps it, before any "
+        "training."
+    )
+    return f"{words}\n\n{_table(('sampler', *(f'{count} trials' for count in counts)), lines)}"
 
 
 def _trained_table(record: Record, network: str) -> str:

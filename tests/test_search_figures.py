@@ -73,6 +73,21 @@ def test_what_was_found_stands_beside_the_uniform_width(record):
     assert "least drop of 50 trials at 1.600 ms" in searches.tables(record)
 
 
+def test_the_least_drop_under_a_limit_comes_before_training(record):
+    terms = {"phase": "limit", "network": NETWORK, "limit_ms": 1.6, "whole_ms": 3.2}
+    for sampler, drops in {"netadapt": (None, 0.1), "legr": (0.3, 0.2), "amc": (0.2, 0.5)}.items():
+        for seed in range(2):
+            record["cells"].append(
+                {**terms, "sampler": sampler, "seed": seed, "least": {"25": drops[0], "50": drops[1]}}
+            )
+    found = [line for line in _lines(searches.tables(record), "At most 1.600 ms") if len(line) == 3]
+    assert found == [
+        ["`netadapt`", "none keeps it", "0.1000 ± 0.0000"],
+        ["`legr`", "0.3000 ± 0.0000", "0.2000 ± 0.0000"],
+        ["`amc`", "0.2000 ± 0.0000", "0.5000 ± 0.0000"],
+    ]
+
+
 def test_places_count_every_search(record):
     """tpe is first twice and second once; a search of the other network with one seed counts as one."""
     places = {line[0]: line[1:] for line in _lines(searches.tables(record), "### All searches together")}

@@ -140,7 +140,8 @@ class State:
 class Stage(Protocol):
     """A module in ``pipelines/``: ``Options`` (a pydantic class; its fields are the recipe's keys) and ``run``.
 
-    It may have more: ``check(label, options, target)`` raises what a target cannot do before anything is done; ``LAST_OF``, or
+    It may have more: ``check(label, options, target)`` raises what a target cannot do before anything is done;
+    ``foresee(state, options)`` what the first model's shapes do not allow, before anything is trained; ``LAST_OF``, or
     ``barred(options)``, are the stages that may not come after it; ``idle(options)`` are options that say nothing beside the
     others; ``SPREADS`` says that its training can be spread over devices.
     """
@@ -179,6 +180,7 @@ def run(run: Run, given: Mapping[str, str]) -> State:
         for folder in (run.folder, run.folder / "stages"):
             files.sweep(folder)
         state = State(run, files=dict(given))
+        _foresee(state)
         key = _digest(_first_key(run))
         total = len(run.recipe.stages)
         for index, spec in enumerate(run.recipe.stages, 1):
@@ -203,6 +205,17 @@ def run(run: Run, given: Mapping[str, str]) -> State:
                 run.progress.done("finished earlier", finished["facts"]["stages"][-1]["seconds"], resumed=True)
             state = replace(state, files=finished["files"], facts=finished["facts"])
         return state
+
+
+def _foresee(state: State) -> None:
+    """Let the first stage that cuts look at the shapes while nothing is trained; after it they are others."""
+    for index, spec in enumerate(state.run.recipe.stages, 1):
+        stage = registry.module("stages", spec.stage)
+        if hasattr(stage, "foresee"):
+            begun = any((state.run.folder / "stages").glob(f"{index}-{spec.label}*"))
+            if index > 1 and not begun:
+                stage.foresee(replace(state, label=spec.label), spec.options)
+            return
 
 
 def _first_key(run: Run) -> dict[str, Any]:

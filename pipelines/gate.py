@@ -20,7 +20,7 @@ from edgeprune.pipeline import State
 from edgeprune.report_view import big
 from edgeprune.target import Target
 
-__all__ = ["Options", "barred", "check", "idle", "run"]
+__all__ = ["Options", "barred", "check", "foresee", "idle", "run"]
 
 MODEL, MASKS, RECORD = "model.keras", "masks.npz", "record.json"
 
@@ -42,6 +42,21 @@ def check(label: str, options: Options, target: Target) -> None:
         TargetError: the cost is a latency that nothing can predict.
     """
     _milliseconds(label, options, target)
+
+
+def foresee(state: State, options: Options) -> None:
+    """Whether so many channels can go at all.
+
+    Raises:
+        CutError, RecipeError: as ``run``, before anything is trained.
+    """
+    from edgeprune.keras import graph, intake, program
+
+    if options.granularity == "weight":
+        return
+    model = graph.flatten(intake.load_own(state.path("model")))
+    if not program.why_not(model):
+        _work(state, options, model, registry.module("gates", options.gate)).foresee()
 
 
 def run(state: State, options: Options) -> State:

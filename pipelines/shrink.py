@@ -27,7 +27,7 @@ from edgeprune.report_view import big
 from edgeprune.shrink_options import AIMS, Options
 from edgeprune.target import Target
 
-__all__ = ["Options", "check", "run"]
+__all__ = ["Options", "check", "foresee", "run"]
 
 SPREADS = True  # over devices
 MODEL, RECORD = "model.keras", "record.json"
@@ -40,6 +40,27 @@ def check(label: str, options: Options, target: Target) -> None:
         TargetError: a latency is aimed at that nothing can predict.
     """
     _predictor(label, options, target)
+
+
+def foresee(state: State, options: Options) -> None:
+    """Whether so much can go at all: what the floors and multiples leave follows from the shapes, whatever the scores will be.
+
+    Raises:
+        CutError, RecipeError: as ``run``, before anything is trained.
+    """
+    from edgeprune.keras import costs, graph, intake, program
+
+    if options.zeros or options.blocks:
+        return  # what is zero, and which blocks are weakest, is not known yet
+    model = graph.flatten(intake.load_own(state.path("model")))
+    if program.why_not(model):
+        return
+    meter = costs.Meter(model, _predictor(state.label, options, state.run.target))
+    with _placed(state.label):
+        whole = shrinking.left_whole(meter.coupling, options.include, options.exclude)
+        units = {group.name: group.units for group in meter.coupling.groups if whole[group.name] is None}
+        alike = {name: np.ones(count) for name, count in units.items()}
+        _chosen(state, options, meter, units, alike, meter({})._asdict(), 1.0)
 
 
 def run(state: State, options: Options) -> State:

@@ -98,6 +98,15 @@ def test_what_is_not_there_has_no_gate(tmp_path):
         left(given(tmp_path, small()), **CHANNELS, include="classes")
 
 
+def test_more_than_can_go_is_said_before_anything_is_trained(tmp_path):
+    options = gate.Options.model_validate({**CHANNELS, "cost": "macs", "final": 0.99})
+    words = r"stages\.gate\.final: 0\.01 is asked for, but at least 0\.\d+ of the uncut model's remain"
+    with pytest.raises(CutError, match=words):
+        gate.foresee(given(tmp_path, small()), options)
+    gate.foresee(given(tmp_path / "less", small()), options.model_copy(update={"final": 0.3}))
+    gate.foresee(given(tmp_path / "weights", small()), gate.Options(final=0.99))
+
+
 def test_the_stakes_are_the_loss_of_always_answering_the_same():
     # four classes, all alike: log 4 nats
     assert gate_work.stakes(loaded()) == pytest.approx(np.log(4), abs=1e-3)

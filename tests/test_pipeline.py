@@ -7,10 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tiny_stages import add
+from tiny_stages import add, wary
 
 from edgeprune import data, files, metrics, pipeline, recipe, registry, target
-from edgeprune.errors import DataError, RunFolderError
+from edgeprune.errors import CutError, DataError, RunFolderError
 
 
 class Recorder:
@@ -35,12 +35,17 @@ def calls():
     return add.CALLS
 
 
+def _spec(what):
+    if what == "fragile":
+        return {"stage": "tiny_stages.fragile"}
+    if isinstance(what, str):  # "wary 3"
+        return {"stage": "tiny_stages.wary", "amount": int(what.split()[1])}
+    return {"stage": "tiny_stages.add", "amount": what}
+
+
 def made(folder, inputs=None, seed=0, **stages):
-    """A run of these stages: ``label=amount`` adds, ``label="fragile"`` fails once."""
-    specs = {
-        label: {"stage": "tiny_stages.fragile"} if what == "fragile" else {"stage": "tiny_stages.add", "amount": what}
-        for label, what in stages.items()
-    }
+    """A run of these stages: ``label=amount`` adds, ``label="fragile"`` fails once, ``label="wary N"`` looks ahead."""
+    specs = {label: _spec(what) for label, what in stages.items()}
     samples = data.load(([[0.0], [1.0]] * 10, [0, 1] * 10))
     facts = target.load(registry.file("targets", "rpi4"))
     return pipeline.Run(
@@ -319,3 +324,32 @@ def test_a_killed_run_goes_on_with_what_another_has_finished_since(tmp_path, cal
     shared(tmp_path / "second", 1, a=1)
     assert calls == ["a"]
     assert folders(tmp_path / "second") == ["1-a"]
+
+
+# What is foreseen
+
+
+@pytest.fixture
+def looked():
+    wary.LOOKED.clear()
+    return wary.LOOKED
+
+
+def test_what_cannot_be_is_said_before_anything_is_done(tmp_path, calls, looked):
+    with pytest.raises(CutError, match=r"stages\.cut\.amount: 10 is too much"):
+        pipeline.run(made(tmp_path, train=1, cut="wary 10", tune=1), {"model": "given.keras"})
+    assert calls == [] and looked == [("cut", {"model": "given.keras"})]
+    assert not (tmp_path / "stages").exists()
+
+
+def test_only_the_first_that_cuts_can_look_at_the_first_model(tmp_path, looked):
+    build(tmp_path, train=1, cut="wary 3", again="wary 10")
+    assert [label for label, _ in looked] == ["cut"]
+
+
+def test_a_stage_that_was_begun_or_comes_first_foresees_nothing(tmp_path, looked):
+    build(tmp_path, train=1, cut="wary 3")
+    build(tmp_path, train=1, cut="wary 3")
+    (tmp_path / "other").mkdir()
+    build(tmp_path / "other", cut="wary 10")
+    assert len(looked) == 1

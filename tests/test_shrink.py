@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 
@@ -117,6 +118,11 @@ def test_the_work_of_an_earlier_stage_by_any_name_is_not_undone(tmp_path, role, 
     ],
 )
 def test_what_the_model_cannot_give(tmp_path, options, error, message):
+    """And what follows from its shapes alone is said before anything is trained."""
+    if "blocks" not in options:
+        early = contextlib.nullcontext() if error is None else pytest.raises(error, match=message)
+        with early:
+            shrink.foresee(given(tmp_path, small()), shrink.Options.model_validate(options))
     if error is None:
         after, made = shrunk(tmp_path, small(), **options)
         assert any(message in note for note in after.facts["notes"])

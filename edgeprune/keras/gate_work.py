@@ -193,6 +193,15 @@ class Channels:
             why = "; ".join(f"{name}: {reason}" for name, reason in self.whole.items()) or "it has no channels"
             raise CutError(f"stages.{label} found no channels that it can gate ({why}).")
 
+    def foresee(self) -> None:
+        """Whether so much can go, whatever the gates will find.
+
+        Raises:
+            RecipeError, CutError: as ``settled``.
+        """
+        if self.options.final is not None:
+            self._cut({name: np.ones(self.meter.coupling.group(name).units) for name in self.names}, {})
+
     def gated(self, course: Course) -> Wrapped:
         if self._milliseconds:
             watch = latency.Stopwatch(self.model, self._milliseconds)

@@ -53,6 +53,12 @@ def objectives(costs: Costs) -> tuple[str, ...]:
     return (DROP, LATENCY if LATENCY in costs else MACS, SIZE)
 
 
+def sought(space: Space) -> tuple[str, ...]:
+    """What a sampler minimises: all objectives; where a cost has a limit the drop alone, for any cost within it will do."""
+    names = objectives(space.costs(space.whole()))
+    return names[:1] if set(space.limits) - {DROP} else names
+
+
 def box(space: Space, worst_drop: float) -> Box:
     """The box of a space.
 

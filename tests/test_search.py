@@ -382,3 +382,13 @@ def test_words_are_checked_before_anything_is_loaded(words, said, tmp_path, caps
     told = capsys.readouterr()
     assert said in told.err
     assert "geheim" not in told.err + told.out
+
+
+def test_within_limits_of_cost_the_drop_alone_is_sought():
+    costs = {"latency_ms": 2.0, "macs": 9.0, "size_bytes": 8.0}
+
+    def limited(**limits):
+        return search.sought(Space((Knob("a", 2, (1, 2)),), {}, lambda c: costs, limits))
+
+    assert limited() == limited(drop=0.1) == ("drop", "latency_ms", "size_bytes")
+    assert limited(latency_ms=1.0) == limited(size_bytes=4.0, drop=0.1) == ("drop",)

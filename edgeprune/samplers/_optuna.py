@@ -19,11 +19,14 @@ NOTES = "optuna"  # in a proposal's notes
 
 
 def proposed(module: ModuleType, space: Space, history: Sequence[Told], seed: int) -> Proposal:
-    """What a sampler of Optuna's tries next; what breaks a limit of cost is drawn to where it does not (``Space.fit``)."""
+    """What a sampler of Optuna's tries next; what breaks a limit of cost is drawn to where it does not (``Space.fit``).
+
+    Where there are such limits it is the drop alone that is minimised (``search.sought``).
+    """
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    names = search.objectives(space.costs(space.whole()))
+    names = search.sought(space)
     ranges = distributions(space)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)

@@ -4,8 +4,8 @@
 
 Hansen & Ostermeier, "Completely derandomized self-adaptation in evolution strategies" (2001). It wants one number; with several
 objectives that is what a candidate adds to the front of the generations before, as in Touré et al., "Uncrowded hypervolume
-improvement: COMO-CMA-ES and the Sofomore framework" (2019). Cost: some milliseconds a trial, rising with the square of the number
-of groups.
+improvement: COMO-CMA-ES and the Sofomore framework" (2019). Where a cost has a limit it is the drop alone. Cost: some milliseconds a
+trial, rising with the square of the number of groups.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def _candidate(space: Space, drawn: NDArray[np.float64]) -> Candidate:
 def _point(space: Space, one: Told) -> Point:
     """What is minimised, as shares of what the uncut network costs."""
     whole = space.costs(space.whole())
-    names = search.objectives(whole)
+    names = search.sought(space)
     return (one.drop, *(one.costs[name] / max(whole[name], 1e-12) for name in names[1:]))
 
 

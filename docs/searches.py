@@ -177,7 +177,7 @@ def _spread(values: Iterable[float], words: str = "{:.4f}") -> str:
     of = bench.spread(found)
     if of is None:
         return ""
-    return words.format(of.mean) + (f" ± {of.spread:.4f}" if len(found) > 1 else "")
+    return words.format(round(of.mean, 4) + 0.0) + (f" ± {of.spread:.4f}" if len(found) > 1 else "")
 
 
 def _difference(mine: Mapping[int, float], others: Mapping[int, float]) -> str:

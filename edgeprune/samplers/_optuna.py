@@ -6,16 +6,23 @@ proposal's notes, and comes back with the history.
 
 from __future__ import annotations
 
+import copy
 import json
 import warnings
 from collections.abc import Mapping, Sequence
+from datetime import datetime
+from functools import cache
 from types import ModuleType
 from typing import Any
 
 from edgeprune import search
+from edgeprune.samplers import _aims
 from edgeprune.search_space import Candidate, Proposal, Space, Told
 
 NOTES = "optuna"  # in a proposal's notes
+EPOCH = datetime(1970, 1, 1)  # without a zone, as Optuna's own; no sampler asks when a trial was
+
+_memo = _aims.Memo()
 
 
 def proposed(module: ModuleType, space: Space, history: Sequence[Told], seed: int) -> Proposal:
@@ -31,22 +38,56 @@ def proposed(module: ModuleType, space: Space, history: Sequence[Told], seed: in
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         study = optuna.create_study(directions=["minimize"] * len(names), sampler=module.optuna(space, seed))
-        study.add_trials([_trial(optuna, space, ranges, names, told) for told in history])
+        study.add_trials(_trials(space, ranges, names, history))
         trial = study.ask(ranges)
     noted = study.get_trials(deepcopy=False)[trial.number].system_attrs
     params = {"params": trial.params, "system": json.loads(json.dumps(noted))}
     return Proposal(space.fit(decoded(space, trial.params)), {NOTES: params})
 
 
-def _trial(optuna: ModuleType, space: Space, ranges: Mapping[str, Any], names: Sequence[str], told: Told) -> Any:
+def _trials(space: Space, ranges: Mapping[str, Any], names: Sequence[str], history: Sequence[Told]) -> list[Any]:
+    """The history as trials of Optuna's; those that were made before are taken again."""
+    held = _memo.of(space)
+    known, made = held.get("trials", ([], []))
+    if list(history[: len(known)]) != known:
+        known, made = [], []
+    made = [*made, *(_trial(space, ranges, names, told) for told in history[len(known) :])]
+    held["trials"] = (list(history), made)
+    return list(made)
+
+
+def _trial(space: Space, ranges: Mapping[str, Any], names: Sequence[str], told: Told) -> Any:
     """A finished evaluation as the sampler drew it; one that another sampler drew, as it was evaluated."""
+    from optuna.trial import TrialState
+
     drawn: Mapping[str, Any] = told.notes.get(NOTES, {})
-    return optuna.create_trial(
+    return _finished()(
+        number=-1,  # the study gives it one
+        trial_id=-1,
+        state=TrialState.COMPLETE,
+        value=None,
+        values=list(search.values(names, told.drop, told.costs)),
+        datetime_start=EPOCH,
+        datetime_complete=EPOCH,
         params=drawn.get("params") or encoded(space, told.candidate),
         distributions=dict(ranges),
-        values=list(search.values(names, told.drop, told.costs)),
+        user_attrs={},
         system_attrs=dict(drawn.get("system", {})),
+        intermediate_values={},
     )
+
+
+@cache
+def _finished() -> type[Any]:
+    """Optuna's trial, of which a study and its samplers make deep copies again and again: nothing of a finished one changes but its
+    number, so a shallow one does, and a proposal after thousands of trials takes milliseconds."""
+    from optuna.trial import FrozenTrial
+
+    class Finished(FrozenTrial):
+        def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+            return copy.copy(self)
+
+    return Finished
 
 
 def distributions(space: Space) -> dict[str, Any]:

@@ -160,6 +160,7 @@ def test_a_build_of(make, at_least, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_build_of_a_model_with_two_outputs(tmp_path):
     made = two_outputs()
     result = build(made, tmp_path / "run")

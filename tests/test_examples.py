@@ -14,6 +14,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_live_model_becomes_a_file_with_2_4_zeros(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     build = edgeprune.build  # counting instructions has tests of its own

@@ -156,7 +156,7 @@ def converter(tmp_path_factory):
         yield made
 
 
-LONG = ("activations", "shapes", "operations")
+LONG = ("activations", "kernels", "operations", "shapes")
 
 
 @pytest.mark.slow

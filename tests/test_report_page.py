@@ -183,7 +183,11 @@ def every_path(value, path=()):
         yield from every_path(value[0], (*path, 0))
 
 
-@pytest.mark.parametrize("absent", [None, {"reason": "not measured here"}, "a word", 0, []], ids=repr)
+LONG = ("a word", 0)
+KINDS = [None, {"reason": "not measured here"}, [], *(pytest.param(kind, marks=pytest.mark.long) for kind in LONG)]
+
+
+@pytest.mark.parametrize("absent", KINDS, ids=repr)
 def test_whatever_is_absent_everything_can_be_drawn(absent):
     """Every key of the report in turn: gone, absent for a reason, or of a kind that nobody expected."""
     blocks = set(report._BLOCKS)

@@ -32,9 +32,9 @@ def application(name):
     ("name", "cut"),
     [
         ("MobileNet", random_graphs.steps_of("rpi4")),
-        ("MobileNetV3Small", random_graphs.halves),
+        pytest.param("MobileNetV3Small", random_graphs.halves, marks=pytest.mark.long),
         ("MobileNetV2", random_graphs.pieces),
-        ("VGG16", random_graphs.steps_of("coral-usb")),
+        pytest.param("VGG16", random_graphs.steps_of("coral-usb"), marks=pytest.mark.long),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -257,7 +257,7 @@ def facts(history):
     return [{key: value for key, value in epoch.items() if key != "seconds"} for epoch in history]
 
 
-LONG = ("2:4", "quantized")
+LONG = ("2:4", "polynomial", "quantized")
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from edgeprune import api, files, forecast, profiling, registry, report
+from edgeprune import recipe as recipes
 from edgeprune import target as targets
 from edgeprune.keras import budget_model
 
@@ -34,9 +35,7 @@ CIFAR = {
     "stages.train.epochs": 12,
     "stages.shrink.epochs": 8,
     "stages.quantize.epochs": 2,
-    "stages.quantize.distill": {
-        "teacher": "float"
-    },  # with so few images, training on without a teacher loses what shrinking kept
+    "stages.quantize.distill": {"teacher": "float"},  # with so few images, training on without one loses what is left
 }
 
 
@@ -115,8 +114,9 @@ def _built(arguments: argparse.Namespace, name: str, case: Case, model: str | No
 
 
 def _epochs(case: Case, count: int) -> dict[str, int]:
-    stages = ("train", "shrink", "quantize") if case.recipe else ("train", "shrink", "prune", "quantize")
-    return {f"stages.{stage}.epochs": count for stage in stages}
+    """All stages of the recipe that train."""
+    stages = recipes.load(case.recipe or TARGET).stages
+    return {f"stages.{spec.label}.epochs": count for spec in stages if hasattr(spec.options, "epochs")}
 
 
 def _figures(made: Mapping[str, Any]) -> dict[str, Any]:

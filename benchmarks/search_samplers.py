@@ -5,9 +5,9 @@
 Three phases. ``volume``: LeNet-5 on MNIST, ResNet-8 and the wide ResNet-8 on CIFAR-10 are searched by every sampler with several seeds, by
 the proxy alone and without giving anybody up early, so that a trial is the same whoever asks for it (and is evaluated once: its
 drop is kept in WORK). The share of the box that the front dominates is noted after 25, 50, 100 and 200 trials, as far as they go.
-``limit``: the same under one limit, half the latency of the uncut network; the least drop is noted. ``trained``: at that limit, the
-candidate that a sampler finds with the least drop and the uniformly slimmed network, both trained as long. A float network is trained
-once per network.
+``limit``: the same under one limit, half the latency of the uncut network (halfway to the smallest where that leaves too little); the
+least drop is noted. ``trained``: at that limit, the candidate that a sampler finds with the least drop and the uniformly slimmed
+network, both trained as long. A float network is trained once per network.
 
 Writes a row per cell to benchmarks/results/search_samplers.json as it comes; what is there is not done again, so a run that was killed
 goes on. ``--phases``, ``--networks``, ``--samplers``, ``--seeds`` choose a part, ``--minutes`` begins no cell after a while. A

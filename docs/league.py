@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from html import escape
 from itertools import product
 from typing import Any, NamedTuple
+
+from page_parts import table, text
 
 Cell = Mapping[str, Any]
 Record = Mapping[str, Any]
@@ -88,7 +89,7 @@ def _together(record: Record) -> str:
         for name, each in sorted(places.items(), key=lambda item: statistics.fmean(item[1]))
     ]
     head = ("criterion", "mean place", "best", "worst", "cuts")
-    return f"### All cuts of channels together\n\n{_table(head, rows)}"
+    return f"### All cuts of channels together\n\n{table(head, rows)}"
 
 
 def _float(record: Record, network: str) -> str:
@@ -135,7 +136,9 @@ def _channels(record: Record, network: str, aim: float) -> str:
         *(f"`{name}` does not take part: {reason.rstrip('.')}." for name, reason in absent),
         *apart,
     ]
-    return f"#### {aim:g} of the channels gone\n\n{_table(head, [row for _, row in rows])}\n{' '.join(filter(None, notes))}"
+    return (
+        f"#### {aim:g} of the channels gone\n\n{table(head, [row for _, row in rows])}\n{' '.join(filter(None, notes))}"
+    )
 
 
 def _weights(record: Record, network: str) -> str:
@@ -156,7 +159,7 @@ def _weights(record: Record, network: str) -> str:
         rows.append((_rank(found[::-1]), (_named(name), *words)))
     rows.sort(key=lambda pair: pair[0], reverse=True)
     head = ("criterion", *(word for aim in aims for word in (f"{aim:g} zeros, untuned", f"{aim:g} zeros")))
-    return f"#### Single weights\n\n{_table(head, [row for _, row in rows])}\n{' '.join(absent)}"
+    return f"#### Single weights\n\n{table(head, [row for _, row in rows])}\n{' '.join(absent)}"
 
 
 def _of(record: Record, network: str, league: str, aim: float) -> list[Cell]:
@@ -205,11 +208,6 @@ def _noticed(groups: Mapping[str, Sequence[Cell]], schedule: str) -> str:
     return f"{how}, {better} of {len(found)} criteria are above `{BASELINE}` by more than the spreads of both, {worse} below."
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
 # Picture
 
 
@@ -238,7 +236,7 @@ def picture(record: Record) -> str:
         'aria-label="Accuracy after fine-tuning against the share of multiply-accumulates left, for every criterion" '
         'font-family="Helvetica, Arial, sans-serif" font-size="13" fill="#222222">',
         f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#ffffff"/>',
-        _text(
+        text(
             LEFT, 30, "What channels are chosen by: accuracy against the share of MACs left", "start", 'font-size="18"'
         ),
         _legend(record),
@@ -293,7 +291,7 @@ def _roles(curves: Mapping[str, Sequence[Point]]) -> dict[str, str]:
 
 def _drawn(panel: _Panel, curves: Mapping[str, Sequence[Point]]) -> str:
     if not curves:
-        return _text(panel.x + PANEL_WIDTH / 2, panel.y + PANEL_HEIGHT / 2, "not measured yet", "middle")
+        return text(panel.x + PANEL_WIDTH / 2, panel.y + PANEL_HEIGHT / 2, "not measured yet", "middle")
     roles = _roles(curves)
     order = sorted(curves, key=lambda name: ("other", "worst", "random", "best").index(roles[name]))
     parts = [_curve(panel, name, curves[name], roles[name]) for name in order]
@@ -327,22 +325,22 @@ def _labels(panel: _Panel, marked: Mapping[str, Point], roles: Mapping[str, str]
         y = lowest = max(panel.up(one.mean) + 4, lowest + 15)
         colour = COLOURS[roles[name]]
         style = f'fill="{colour}" font-weight="bold" stroke="#ffffff" stroke-width="3" paint-order="stroke"'
-        parts.append(_text(panel.x + PANEL_WIDTH + 8, y, f"{name} {one.mean:.3f}", "start", style))
+        parts.append(text(panel.x + PANEL_WIDTH + 8, y, f"{name} {one.mean:.3f}", "start", style))
     return parts
 
 
 def _frame(panel: _Panel, title: str) -> str:
     """Title, axes, grid and their words."""
     base = panel.y + PANEL_HEIGHT
-    parts = [_text(panel.x, panel.y - 10, title, "start", 'font-weight="bold"')]
+    parts = [text(panel.x, panel.y - 10, title, "start", 'font-weight="bold"')]
     for value in _ticks(panel.low, panel.high):
         y = panel.up(value)
         parts.append(f'<path d="M{panel.x} {y:.1f}h{PANEL_WIDTH}" stroke="#e6e6e6"/>')
-        parts.append(_text(panel.x - 8, y + 4, f"{value:g}", "end"))
+        parts.append(text(panel.x - 8, y + 4, f"{value:g}", "end"))
     for share in (0.2, 0.4, 0.6, 0.8, 1.0):
-        parts.append(_text(panel.across(share), base + 18, f"{share:g}", "middle"))
+        parts.append(text(panel.across(share), base + 18, f"{share:g}", "middle"))
     parts.append(f'<path d="M{panel.x} {panel.y}V{base}h{PANEL_WIDTH}" stroke="#666666" fill="none"/>')
-    parts.append(_text(panel.x + PANEL_WIDTH / 2, base + 38, "share of the MACs left", "middle"))
+    parts.append(text(panel.x + PANEL_WIDTH / 2, base + 38, "share of the MACs left", "middle"))
     return "\n".join(parts)
 
 
@@ -364,12 +362,8 @@ def _legend(record: Record) -> str:
     for role, label in words.items():
         dashed = ' stroke-dasharray="6 4"' if role == "random" else ""
         parts.append(f'<path d="M{x} 52h26" stroke="{COLOURS[role]}" stroke-width="2.4"{dashed}/>')
-        parts.append(_text(x + 32, 56, label, "start"))
+        parts.append(text(x + 32, 56, label, "start"))
         x += 58 + 6.6 * len(label)
     done, planned = len(record["cells"]), record["planned"]
     state = "" if done >= planned else f"; {done} of {planned} cells"
-    return "\n".join([*parts, _text(LEFT, 78, f"bars: sample standard deviation over seeds{state}", "start")])
-
-
-def _text(x: float, y: float, words: str, anchor: str, style: str = "") -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" {style}>{escape(words)}</text>'
+    return "\n".join([*parts, text(LEFT, 78, f"bars: sample standard deviation over seeds{state}", "start")])

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from typing import Any, NamedTuple
 
+from page_parts import table, text
+
 from edgeprune import bench, report_figures
 
 Row = Mapping[str, Any]
@@ -85,7 +87,7 @@ def _volume_table(record: Record, network: str) -> str:
     head = ("sampler", *(f"{count} trials" for count in counts), *(f"over `{name}`" for name in BASELINES))
     samples = sorted({row["samples"] for row in _rows(record, "volume", network) if "samples" in row})
     judged = f", each trial judged on {' or '.join(f'{count:,}' for count in samples)} samples" if samples else ""
-    return f"Hypervolume, mean ± sample standard deviation over {len(volumes[0].last)} seeds{judged}.\n\n{_table(head, rows)}"
+    return f"Hypervolume, mean ± sample standard deviation over {len(volumes[0].last)} seeds{judged}.\n\n{table(head, rows)}"
 
 
 def _limit_table(record: Record, network: str) -> str:
@@ -118,7 +120,7 @@ def _limit_table(record: Record, network: str) -> str:
         f"At most {one['limit_ms']:.3f} ms (uncut {one['whole_ms']:.3f} ms): the least drop of a trial that keeps it, before any "
         "training."
     )
-    return f"{words}\n\n{_table(('sampler', *(f'{count} trials' for count in counts)), lines)}"
+    return f"{words}\n\n{table(('sampler', *(f'{count} trials' for count in counts)), lines)}"
 
 
 def _trained_table(record: Record, network: str) -> str:
@@ -146,7 +148,7 @@ def _trained_table(record: Record, network: str) -> str:
         f"{one['whole_ms']:.3f} ms, accuracy {floats} in float), and one width for the whole network at the same limit."
     )
     head = ("sampler", "seeds", "ms", "KiB", "accuracy, int8, test split", "over `uniform`, seed by seed")
-    return f"{words}\n\n{_table(head, lines)}"
+    return f"{words}\n\n{table(head, lines)}"
 
 
 def _places(record: Record, networks: Sequence[str]) -> str:
@@ -165,7 +167,7 @@ def _places(record: Record, networks: Sequence[str]) -> str:
         for name, each in sorted(places.items(), key=lambda item: statistics.fmean(item[1]))
     ]
     head = ("sampler", "mean place", "best", "worst", "searches")
-    return f"### All searches together\n\n{_table(head, rows)}"
+    return f"### All searches together\n\n{table(head, rows)}"
 
 
 def _values(rows: Iterable[Row], key: str) -> list[float]:
@@ -204,10 +206,10 @@ def scaling(record: Record) -> str:
     named = ", ".join(f"{limit:.1f} trials/s {LIMITS[name]}" for name, limit in limits.items())
     parts = [
         f"{record['kind'].partition('+')[0]}, {record['cores']} cores.",
-        _table(("workers", "trials per hour", "trials counted"), real),
-        _table(("clients that evaluate nothing", "trials/s", "client, ms a trial", "server, ms a trial"), served),
+        table(("workers", "trials per hour", "trials counted"), real),
+        table(("clients that evaluate nothing", "trials/s", "client, ms a trial", "server, ms a trial"), served),
         f"The storage's limit: {named}. Simulated with it and with the times of the trials of one worker:",
-        _table(head, fleets),
+        table(head, fleets),
     ]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
@@ -223,11 +225,6 @@ def _share(row: Row) -> str:
     return f"{100 * row['efficiency']:.0f} %"
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
 # Picture
 
 
@@ -241,7 +238,7 @@ def picture(record: Record) -> str:
         'aria-label="Hypervolume of every sampler, network by network" '
         'font-family="Helvetica, Arial, sans-serif" font-size="13" fill="#222222">',
         f'<rect width="{width}" height="{height}" fill="#ffffff"/>',
-        _text(LEFT, 30, "Share of the box that the front dominates, after as many trials", "start", 'font-size="18"'),
+        text(LEFT, 30, "Share of the box that the front dominates, after as many trials", "start", 'font-size="18"'),
         *(_panel(LEFT + place * (PANEL_WIDTH + LEFT + GAP), *panel) for place, panel in enumerate(panels)),
     ]
     return "\n".join([*parts, "</svg>"]) + "\n"
@@ -258,13 +255,13 @@ def _panel(left: float, network: str, volumes: Sequence[Volume]) -> str:
         return left + PANEL_WIDTH * (value - low) / (high - low)
 
     trials = max(volumes[0].at)
-    parts = [_text(left, TOP - 22, f"{network}: {trials} trials", "start", 'font-weight="bold"')]
+    parts = [text(left, TOP - 22, f"{network}: {trials} trials", "start", 'font-weight="bold"')]
     for value in report_figures.ticks(low, high):
         parts.append(f'<path d="M{across(value):.1f} {TOP - 8}V{base}" stroke="#e6e6e6"/>')
-        parts.append(_text(across(value), base + 18, f"{value:g}", "middle"))
+        parts.append(text(across(value), base + 18, f"{value:g}", "middle"))
     for place, one in enumerate(volumes):
         parts.append(_seeds(left, TOP + LINE * (place + 0.5), one, across))
-    parts.append(_text(left + PANEL_WIDTH / 2, base + 40, "hypervolume", "middle"))
+    parts.append(text(left + PANEL_WIDTH / 2, base + 40, "hypervolume", "middle"))
     return "\n".join(parts)
 
 
@@ -277,8 +274,4 @@ def _seeds(left: float, y: float, one: Volume, across: Callable[[float], float])
         for seed, value in sorted(one.last.items())
     ]
     bar = f'<path d="M{middle:.1f} {y - 8:.1f}v16" stroke="{colour}" stroke-width="3"/>'
-    return "\n".join([_text(left - 8, y + 4, one.sampler, "end"), *dots, bar])
-
-
-def _text(x: float, y: float, words: str, anchor: str, style: str = "") -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" {style}>{escape(words)}</text>'
+    return "\n".join([text(left - 8, y + 4, one.sampler, "end"), *dots, bar])

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import pytest
+from scripts import loaded
 
 pytest.importorskip("scipy", reason="the fit needs scipy, which comes with scikit-learn")
 pytest.importorskip("ai_edge_litert.schema_py_generated", reason="ai-edge-litert holds the schema of .tflite")
 
 from edgeprune.devices import _edgetpu_latency as latency
 
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "coral_fit.py"
-SPEC = importlib.util.spec_from_file_location("coral_fit", SCRIPT)
-fit = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(fit)
+fit = loaded("benchmarks", "coral_fit")
 
 BEFORE = fit.Before(np.array([0.8, 1.6, 2.0]), latency.Instructions(bytes_per_op=2000, bytes_per_strip=20000))
 TRUE = fit.Fit(

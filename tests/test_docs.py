@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import runpy
 from importlib import metadata
@@ -12,6 +11,7 @@ import click
 import pytest
 import setuptools
 from packaging.requirements import Requirement
+from scripts import loaded
 
 from edgeprune import catalogue, cli, recipe, registry, yaml_files
 
@@ -23,13 +23,6 @@ PAGES = {
 DOCS = "\n".join(PAGES.values())
 
 
-def _generator():
-    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def _commands(command, words):
     yield words, command
     for name, inner in getattr(command, "commands", {}).items():
@@ -37,11 +30,11 @@ def _commands(command, words):
 
 
 def test_generated_pages_are_current():
-    assert [path.name for path in _generator().outdated()] == [], "run: make docs"
+    assert [path.name for path in loaded("docs", "generate").outdated()] == [], "run: make docs"
 
 
 def test_a_page_that_is_out_of_date_is_noticed(monkeypatch, tmp_path):
-    generate = _generator()
+    generate = loaded("docs", "generate")
     (tmp_path / "recipes.md").write_text("# By hand\n\n<!-- begin schedules -->\n<!-- end schedules -->\n")
     monkeypatch.setattr(generate, "DOCS", tmp_path)
     assert {path.name for path in generate.outdated()} == {"recipes.md", "cli.md", "recipe.schema.json"}

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from scripts import loaded
 
 from edgeprune import registry
 
@@ -16,14 +16,7 @@ ROOT = Path(__file__).parents[1]
 NETWORK = "LeNet-5, MNIST"
 
 
-def _loaded(folder, name):
-    spec = importlib.util.spec_from_file_location(name, ROOT / folder / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-league, bench = _loaded("docs", "league"), _loaded("benchmarks", "criteria_league")
+league, bench = loaded("docs", "league"), loaded("benchmarks", "criteria_league")
 
 
 def _cell(criterion, seed, metric, schedule="one-shot", aim=0.75):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from scripts import loaded
 from test_bench import CELLS, _cell, _league
 
 from edgeprune import bench, bench_run, recipe, registry
@@ -17,14 +17,7 @@ ROOT = Path(__file__).parents[1]
 NETWORK = "LeNet-5, MNIST"
 
 
-def _loaded(folder, name):
-    spec = importlib.util.spec_from_file_location(name, ROOT / folder / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-league, benchmark = _loaded("docs", "methods_league"), _loaded("benchmarks", "methods_league")
+league, benchmark = loaded("docs", "methods_league"), loaded("benchmarks", "methods_league")
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgeprune import catalogue, registry, search
+from edgeprune import catalogue, registry, search, search_study
 from edgeprune.errors import CutError
 from edgeprune.samplers import _aims, _ddpg, amc, annealing, legr, netadapt, supernet, uniform
 from edgeprune.search_space import Knob, Proposal, Space, Told, allowed
@@ -480,3 +480,23 @@ def test_without_limits_the_reward_is_of_metric_and_cost():
     error = history[-1].drop + 0.1 * np.std([told.drop for told in history])
     assert amc._reward(space, history) == pytest.approx(-error * np.log(1 + history[-1].costs["macs"] / least))
     assert amc._reward(planted((("macs", 0.5),)), history) == -history[-1].drop
+
+
+@pytest.mark.parametrize("name", ["tpe", "nsga2"])
+def test_what_is_remembered_of_one_history_is_not_taken_for_another(name):
+    """Longer, shorter, other drops: as if nothing had been proposed for this space before."""
+
+    def history(space, sign, count):
+        told = []
+        for seed in range(count):
+            candidate = dict(space.random(_aims.generator(seed)))
+            told.append(Told(candidate, 1.0 + sign * float(candidate["g0"]) / 100, space.costs(candidate)))
+        return told
+
+    def proposed(space, sign, count):
+        return search_study.propose(search_study.sampler(name), space, history(space, sign, count), 7)
+
+    turns = ((1, 12), (1, 20), (-1, 20), (-1, 12), (1, 20))
+    alone, together = [proposed(planted(), *turn) for turn in turns], planted()
+    assert [proposed(together, *turn) for turn in turns] == alone
+    assert alone[1] != alone[2]

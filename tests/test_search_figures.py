@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from scripts import loaded
 
 ROOT = Path(__file__).parents[1]
 NETWORK = "LeNet-5, MNIST"
 
 
-def _loaded(folder, name):
-    spec = importlib.util.spec_from_file_location(name, ROOT / folder / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-searches, scaling = _loaded("docs", "searches"), _loaded("benchmarks", "search_scaling")
+searches, scaling = loaded("docs", "searches"), loaded("benchmarks", "search_scaling")
 
 
 def _volume(sampler, seed, last, network=NETWORK):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from scripts import loaded
 
 from edgeprune import recipe
 from edgeprune.errors import RecipeError
@@ -16,18 +16,10 @@ from edgeprune.errors import RecipeError
 ROOT = Path(__file__).parents[1]
 
 
-def _script(path):
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 cost, curves, torch_pruning, records = (
-    _script(ROOT / "benchmarks" / f"{name}.py")
-    for name in ("surgery_cost", "shrink_curves", "torch_pruning", "records")
+    loaded("benchmarks", name) for name in ("surgery_cost", "shrink_curves", "torch_pruning", "records")
 )
-generate = _script(ROOT / "docs" / "generate.py")
+generate = loaded("docs", "generate")
 figures = sys.modules["page_figures"]
 SETTINGS = curves.Settings(0, 0, 6, 128, 0.003, 5, 1, 32, 0.001, 0.05, "taylor", "rpi4")
 

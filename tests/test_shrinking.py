@@ -155,6 +155,23 @@ def test_an_aim_that_no_ratio_reaches_says_what_remains():
         rules.reach(SCORES, left, 0.3, "stages.shrink.macs")
 
 
+@pytest.mark.parametrize("scope", ["layer", "network"])
+@pytest.mark.parametrize("multiple", [1, 3, 4])
+@given(seed=st.integers(0, 1000))
+def test_what_remains_at_least_does_not_depend_on_scores(scope, multiple, seed):
+    """So a stage can refuse an aim while nothing is scored yet."""
+    rules = shrinking.Rules(UNITS, scope=scope, floors=0.3, multiples=multiple)
+
+    def said(scores):
+        with pytest.raises(CutError, match="at least") as caught:
+            rules.reach(scores, left, 0.01, "stages.shrink.macs")
+        return str(caught.value)
+
+    random = np.random.Generator(np.random.PCG64(seed))
+    alike = {name: np.ones(count) for name, count in UNITS.items()}
+    assert said({name: random.random(count) for name, count in UNITS.items()}) == said(alike)
+
+
 def test_what_hinders_every_cut_is_told_as_it_is():
     rules = shrinking.Rules(UNITS, multiples={"a": 16})
     with pytest.raises(CutError, match="'a' has 8 channels, fewer than the 16"):

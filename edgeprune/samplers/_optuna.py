@@ -79,8 +79,8 @@ def _trial(space: Space, ranges: Mapping[str, Any], names: Sequence[str], told: 
 
 @cache
 def _finished() -> type[Any]:
-    """Optuna's trial, of which a study and its samplers make deep copies again and again: nothing of a finished one changes but its
-    number, so a shallow one does, and a proposal after thousands of trials takes milliseconds."""
+    """Optuna's trial without the deep copies that a study and its samplers make of each: of a finished one only the number changes,
+    so a shallow copy does."""
     from optuna.trial import FrozenTrial
 
     class Finished(FrozenTrial):

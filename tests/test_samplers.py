@@ -485,18 +485,18 @@ def test_without_limits_the_reward_is_of_metric_and_cost():
 @pytest.mark.parametrize("name", ["tpe", "nsga2"])
 def test_what_is_remembered_of_one_history_is_not_taken_for_another(name):
     """Longer, shorter, other drops: as if nothing had been proposed for this space before."""
+    module = search_study.sampler(name)
 
-    def history(space, sign, count):
-        told = []
-        for seed in range(count):
-            candidate = dict(space.random(_aims.generator(seed)))
-            told.append(Told(candidate, 1.0 + sign * float(candidate["g0"]) / 100, space.costs(candidate)))
+    def history(sign):
+        space, told = planted(), []
+        for seed in range(36):
+            one = search_study.propose(module, space, told, seed)
+            drop = 1.0 + sign * sum(float(one.candidate[knob.name]) / knob.units for knob in space.knobs) / 10
+            told.append(Told(one.candidate, drop, space.costs(one.candidate), one.notes))
         return told
 
-    def proposed(space, sign, count):
-        return search_study.propose(search_study.sampler(name), space, history(space, sign, count), 7)
-
-    turns = ((1, 12), (1, 20), (-1, 20), (-1, 12), (1, 20))
-    alone, together = [proposed(planted(), *turn) for turn in turns], planted()
-    assert [proposed(together, *turn) for turn in turns] == alone
+    good, bad = history(-1), history(1)
+    turns = (good[:20], good, bad, bad[:20], good)
+    alone, together = [search_study.propose(module, planted(), turn, 7) for turn in turns], planted()
+    assert [search_study.propose(module, together, turn, 7) for turn in turns] == alone
     assert alone[1] != alone[2]
